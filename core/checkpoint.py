@@ -1,0 +1,321 @@
+"""Checkpoints in hub layout: `config.json` and weights, from a directory or by name.
+
+Reads `model.safetensors`, `pytorch_model.bin` (tensors only, nothing is executed) and the sharded form of both,
+with either spelling of the weight-normalised positional convolution. huggingface_hub is imported only when a name
+has to be fetched. Left out: TensorFlow and Flax weights, fairseq `.pt` files.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from core.configuration import CONFIG_NAME, Wav2Vec2Config
+
+if TYPE_CHECKING:
+    from core.wav2vec2 import PreTrainedModel
+
+SAFETENSORS_NAME = "model.safetensors"
+SAFETENSORS_INDEX_NAME = "model.safetensors.index.json"
+BIN_NAME = "pytorch_model.bin"
+BIN_INDEX_NAME = "pytorch_model.bin.index.json"
+SAFETENSORS_PATTERNS = [SAFETENSORS_NAME, SAFETENSORS_INDEX_NAME, "model-*.safetensors"]
+BIN_PATTERNS = [BIN_NAME, BIN_INDEX_NAME, "pytorch_model-*.bin"]
+SETTINGS_PATTERNS = [
+    CONFIG_NAME,
+    "vocab.json",
+    "added_tokens.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "preprocessor_config.json",
+]
+
+EMBEDDED_NAMES = ("streamer-en",)
+ASSETS = Path(__file__).parent / "assets"
+
+PREFIX = "wav2vec2."  # of the encoder's keys in a checkpoint with a head
+# The spelling of torch.nn.utils.weight_norm, on disk, and that of its parametrization, in memory.
+WEIGHT_NORM_SPELLINGS = {
+    ".weight_g": ".parametrizations.weight.original0",
+    ".weight_v": ".parametrizations.weight.original1",
+}
+# Parts of a checkpoint that another head of the same encoder leaves behind.
+HEADS = ("lm_head.", "quantizer.", "project_q.", "project_hid.", "classifier.", "projector.")
+OPTIONAL_KEYS = ("masked_spec_embed",)  # of use only while training
+
+logger = logging.getLogger(__name__)
+
+ModelT = TypeVar("ModelT", bound="PreTrainedModel")
+
+
+class CheckpointError(Exception):
+    """A model that cannot be had: its name, what was tried, and what would be right."""
+
+    def __init__(self, name: str, tried: str, remedy: str) -> None:
+        super().__init__(f"Cannot load model {name!r} (tried: {tried}): {remedy}")
+        self.name, self.tried, self.remedy = name, tried, remedy
+
+
+def resolve(name_or_dir: str | Path) -> Path:
+    """The directory that holds a checkpoint: an embedded model's, the given one, or a fetched one.
+
+    The name of an embedded model means that model even where a directory of that name exists (`./NAME` means the
+    directory). Fetching shows a progress bar on stderr; with `HF_HUB_OFFLINE=1` only the local cache is asked.
+
+    Raises:
+        CheckpointError: no such directory, or the hub cannot give such a model.
+    """
+    name = str(name_or_dir)
+    if name_or_dir in EMBEDDED_NAMES:
+        directory = ASSETS / name
+        if not directory.is_dir():
+            raise CheckpointError(name, f"the embedded model in {directory}", "this installation came without it")
+        return directory
+    path = Path(name_or_dir).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(name, "a directory of that name", f"it is a file; give the directory: {path.parent}")
+    if isinstance(name_or_dir, Path) or path.is_absolute() or name[:1] in ".~" or name.count("/") > 1:
+        raise CheckpointError(
+            name,
+            "a directory of that name",
+            f"there is none; give a directory with {CONFIG_NAME}, a hub name such as facebook/wav2vec2-base-960h, "
+            f"or {EMBEDDED_NAMES[0]}",
+        )
+    return fetch(name)
+
+
+def fetch(name: str) -> Path:
+    """Downloads settings and weights of a hub name, weights as safetensors if it has them."""
+    tried = "a directory of that name, then huggingface.co"
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as e:
+        raise CheckpointError(name, tried, "fetching by name needs huggingface_hub: pip install huggingface_hub") from e
+    try:
+        directory = Path(snapshot_download(name, allow_patterns=SETTINGS_PATTERNS + SAFETENSORS_PATTERNS))
+        if not has_safetensors(directory):
+            directory = Path(snapshot_download(name, allow_patterns=SETTINGS_PATTERNS + BIN_PATTERNS))
+    except Exception as e:  # the families of the hub's HTTP stack change with its version
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+            remedy = "it is not in the local cache and HF_HUB_OFFLINE is set; unset it to download"
+        else:
+            remedy = "check the name and the network"
+        why = str(e).strip().split("\n", 1)[0]
+        raise CheckpointError(
+            name,
+            tried,
+            f"{remedy}, give a checkpoint directory, or use {EMBEDDED_NAMES[0]} ({type(e).__name__}: {why})",
+        ) from e
+    return directory
+
+
+def has_safetensors(directory: Path) -> bool:
+    return (directory / SAFETENSORS_NAME).is_file() or (directory / SAFETENSORS_INDEX_NAME).is_file()
+
+
+def load_model(
+    cls: type[ModelT],
+    name_or_dir: str | Path,
+    *,
+    config: Wav2Vec2Config | None = None,
+    allow_missing: tuple[str, ...] = (),
+    dtype: torch.dtype = torch.float32,
+) -> ModelT:
+    """A model of class `cls` with a checkpoint's weights, in eval mode, on the CPU.
+
+    Keys with and without the `wav2vec2.` prefix both fit, so that any head loads any encoder. Weights that the model
+    has no place for are logged.
+
+    Args:
+        config: replaces the checkpoint's `config.json` (other dropouts, another vocabulary).
+        allow_missing: prefixes of keys, such as `("lm_head.",)`, that keep their random values where the checkpoint
+            lacks them or has them in another shape.
+        dtype: of all weights in memory, whatever they are on disk.
+
+    Raises:
+        CheckpointError: no such checkpoint, files that cannot be read, or keys missing or of another shape; the
+            message lists them all.
+    """
+    directory = resolve(name_or_dir)
+    name = str(name_or_dir)
+    if config is None:
+        config = load_config(directory, name)
+    found = read_weights(directory, name)
+    with torch.device("meta"):
+        expected = cls(config).state_dict()
+    weights, leftover = fit_keys(found, expected.keys())
+    wrong = {k for k, w in weights.items() if w.shape != expected[k].shape or not w.is_floating_point()}
+    missing = expected.keys() - weights.keys()
+    allowed = {k for k in wrong | missing if k.startswith(allow_missing)}
+    allowed |= {k for k in missing if k.endswith(OPTIONAL_KEYS)}
+    report_leftover(name, leftover)
+    if allowed:
+        logger.warning("%s: new random weights for %s", name, ", ".join(sorted(allowed)))
+    if problems := describe_problems(missing - allowed, wrong - allowed, weights, expected):
+        raise CheckpointError(name, f"the weights in {directory}", "; ".join(problems))
+    if allowed:
+        model = cls(config)  # draws the weights that the checkpoint does not give
+    else:
+        with torch.device("meta"):
+            model = cls(config)
+        model = model.to_empty(device="cpu")
+    model = model.to(dtype)
+    model.load_state_dict({k: w for k, w in weights.items() if k not in allowed}, strict=False)
+    return model.eval()
+
+
+def load_config(directory: Path, name: str) -> Wav2Vec2Config:
+    """The checkpoint's config.
+
+    Raises:
+        CheckpointError: no `config.json`, or it describes something that this implementation cannot run.
+    """
+    tried = f"read {directory / CONFIG_NAME}"
+    try:
+        config = Wav2Vec2Config.load(directory / CONFIG_NAME)
+    except FileNotFoundError as e:
+        raise CheckpointError(name, tried, f"a checkpoint directory holds {CONFIG_NAME}") from e
+    except (ValueError, TypeError) as e:
+        raise CheckpointError(name, tried, str(e)) from e
+    kind = config.extra.get("model_type", "wav2vec2")
+    if kind != "wav2vec2":
+        raise CheckpointError(name, tried, f"expected model_type wav2vec2, found {kind}")
+    if config.extra.get("add_adapter"):
+        raise CheckpointError(name, tried, "checkpoints with add_adapter are not supported")
+    return config
+
+
+def read_weights(directory: Path, name: str) -> dict[str, Tensor]:
+    """All tensors of a checkpoint directory, on the CPU, under the keys they have on disk.
+
+    Raises:
+        CheckpointError: no weights, a shard missing, or a file that is damaged or holds more than tensors.
+    """
+    for file_name in (SAFETENSORS_NAME, SAFETENSORS_INDEX_NAME, BIN_NAME, BIN_INDEX_NAME):
+        path = directory / file_name
+        if path.is_file():
+            break
+    else:
+        raise CheckpointError(
+            name, f"weights in {directory}", f"a checkpoint directory holds {SAFETENSORS_NAME} or {BIN_NAME}"
+        )
+    weights: dict[str, Tensor] = {}
+    for part in shards(path, name) if path.suffix == ".json" else [path]:
+        weights |= read_file(part, name)
+    return weights
+
+
+def shards(index: Path, name: str) -> list[Path]:
+    """The files that an index names."""
+    tried = f"read {index}"
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise CheckpointError(name, tried, "expected a JSON object with weight_map, tensor to file") from e
+    paths = [index.parent / str(n) for n in names]
+    # A file name with a folder in it could lead out of the checkpoint.
+    absent = [str(n) for n, p in zip(names, paths, strict=True) if Path(n).name != n or not p.is_file()]
+    if absent:
+        raise CheckpointError(name, tried, f"these of its {len(names)} parts are absent: {', '.join(absent)}")
+    return paths
+
+
+def read_file(path: Path, name: str) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as e:
+        why = str(e).strip().split("\n", 1)[0]
+        raise CheckpointError(name, f"read {path}", f"damaged, or more than tensors in it ({why})") from e
+    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+        raise CheckpointError(name, f"read {path}", "expected a dictionary of tensors")
+    return weights
+
+
+def fit_keys(found: dict[str, Tensor], expected: Iterable[str]) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights under the keys that the model expects, and the keys on disk that fit none."""
+    wanted = set(expected)
+    weights: dict[str, Tensor] = {}
+    leftover = []
+    for key, weight in found.items():
+        spelled = key
+        for old, new in WEIGHT_NORM_SPELLINGS.items():
+            if key.endswith(old):
+                spelled = key.removesuffix(old) + new
+        for candidate in (spelled, PREFIX + spelled, spelled.removeprefix(PREFIX)):
+            if candidate in wanted:
+                weights[candidate] = weight
+                break
+        else:
+            leftover.append(key)
+    return weights, leftover
+
+
+def report_leftover(name: str, leftover: list[str]) -> None:
+    heads = sorted(k for k in leftover if k.startswith(HEADS))
+    others = sorted(set(leftover) - set(heads))
+    if heads:
+        logger.info("%s: weights of another head are not used: %s", name, ", ".join(heads))
+    if others:
+        logger.warning("%s: weights with no place in the model are not used: %s", name, ", ".join(others))
+
+
+def describe_problems(
+    missing: set[str], wrong: set[str], weights: dict[str, Tensor], expected: dict[str, Tensor]
+) -> list[str]:
+    problems = []
+    if missing:
+        keys = ", ".join(f"{k} {list(expected[k].shape)}" for k in sorted(missing))
+        problems.append(f"{len(missing)} missing: {keys}")
+    if wrong:
+        keys = ", ".join(
+            f"{k} {list(weights[k].shape)} {str(weights[k].dtype).removeprefix('torch.')}, "
+            f"expected {list(expected[k].shape)} float"
+            for k in sorted(wrong)
+        )
+        problems.append(f"{len(wrong)} of another shape or kind: {keys}")
+    return problems
+
+
+def save_model(model: PreTrainedModel, directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
+    """Writes `config.json` and `model.safetensors`, which transformers reads too.
+
+    Args:
+        dtype: of the floats on disk, such as `torch.float16`; the model's own if None.
+
+    Raises:
+        ValueError: a weight is not finite in that dtype; nothing is written.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = {}
+    for key, weight in model.state_dict().items():
+        for old, new in WEIGHT_NORM_SPELLINGS.items():
+            if key.endswith(new):
+                key = key.removesuffix(new) + old
+        saved = weight.detach().to("cpu", dtype if weight.is_floating_point() else None).contiguous()
+        if not saved.isfinite().all():
+            raise ValueError(f"{key} is not finite in {saved.dtype}")
+        weights[key] = saved
+    written = str(dtype or model.dtype).removeprefix("torch.")
+    # transformers before 5 reads torch_dtype, later ones dtype.
+    extra = {**model.config.extra, "architectures": [type(model).__name__], "dtype": written, "torch_dtype": written}
+    # A reader never sees half a file.
+    part = directory / f"{SAFETENSORS_NAME}.part"
+    save_file(weights, part, metadata={"format": "pt"})
+    part.replace(directory / SAFETENSORS_NAME)
+    replace(model.config, extra=extra).save(directory)

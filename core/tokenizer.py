@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from core.audio import SAMPLE_RATE, Samples, check_samples
+from core.audio import SAMPLE_RATE
 from core.checkpoint import CheckpointError, resolve
+from core.features import AudioFeatures, RawSpeech, as_tensors, check_call, normalize, padded_lengths, split_utterances
 
 VOCAB_NAME = "vocab.json"
 ADDED_TOKENS_NAME = "added_tokens.json"
@@ -34,14 +34,10 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 TEXT_SETTINGS = (*SPECIAL_TOKENS, "word_delimiter_token", "replace_word_delimiter_char", "do_lower_case")
 NULLABLE = ("bos_token", "eos_token", "unk_token", "word_delimiter_token")
 AUDIO_SETTINGS = ("do_normalize", "return_attention_mask", "sampling_rate", "padding_value")
-PADDINGS = (False, True, "longest", "max_length", "do_not_pad")
-VARIANCE_FLOOR = 1e-7  # as published checkpoints were fed; keeps silence finite
 
 logger = logging.getLogger(__name__)
 
-RawSpeech = NDArray[Any] | Tensor | Sequence[float] | Sequence[NDArray[Any]] | Sequence[Sequence[float]]
 Ids = Sequence[int] | NDArray[Any] | Tensor
-Values = list[NDArray[Any]] | NDArray[Any] | Tensor
 
 
 class CharOffset(TypedDict):
@@ -54,20 +50,6 @@ class WordOffset(TypedDict):
     word: str
     start_offset: int  # frames
     end_offset: int  # frames, exclusive
-
-
-class AudioFeatures(dict[str, Values]):
-    """Model input: `model(**features)`. A list of arrays, or one (batch, sample) array or tensor."""
-
-    @property
-    def input_values(self) -> Values:
-        """float32 (batch, sample)."""
-        return self["input_values"]
-
-    @property
-    def attention_mask(self) -> Values | None:
-        """int32 (batch, sample), 1 for audio and 0 for padding; None where the checkpoint wants none."""
-        return self.get("attention_mask")
 
 
 class DecodedText(str):
@@ -336,23 +318,23 @@ class Wav2Vec2Tokenizer:
             raise CheckpointError(str(name_or_dir), tried, f"a CTC checkpoint holds {VOCAB_NAME}")
         try:
             vocab = read_json(directory / VOCAB_NAME)
-            if not any(isinstance(i, dict) for i in vocab.values()):
-                added = read_json(directory / ADDED_TOKENS_NAME)
-                vocab |= {token: i for token, i in added.items() if token not in vocab and i not in vocab.values()}
-            config = read_json(directory / TOKENIZER_CONFIG_NAME)
+            files = (
+                (SPECIAL_TOKENS, read_json(directory / SPECIAL_TOKENS_NAME)),
+                ((*TEXT_SETTINGS, *AUDIO_SETTINGS), read_json(directory / TOKENIZER_CONFIG_NAME)),
+                (AUDIO_SETTINGS, read_json(directory / PREPROCESSOR_NAME)),
+            )
             settings = {
-                name: value
-                for names, values in (
-                    (SPECIAL_TOKENS, read_json(directory / SPECIAL_TOKENS_NAME)),
-                    ((*TEXT_SETTINGS, *AUDIO_SETTINGS), config),
-                    (AUDIO_SETTINGS, read_json(directory / PREPROCESSOR_NAME)),
-                )
+                # An object is an AddedToken of transformers.
+                name: value["content"] if isinstance(value, dict) else value
+                for names, values in files
                 for name, value in values.items()
                 if name in names and (value is not None or name in NULLABLE)
             }
-            for name, value in settings.items():
-                if isinstance(value, dict):  # an AddedToken of transformers
-                    settings[name] = value["content"]
+            # transformers adds bos and eos that the model has no logits for; only what decoding needs is taken.
+            added = read_json(directory / ADDED_TOKENS_NAME)
+            for token in (settings.get("pad_token", "<pad>"), settings.get("unk_token", "<unk>")):
+                if token in added and token not in vocab:
+                    vocab[token] = added[token]
             return cls(vocab, **settings)
         except (ValueError, KeyError) as e:
             raise CheckpointError(str(name_or_dir), tried, str(e)) from e
@@ -373,61 +355,6 @@ def check_vocab(vocab: dict[str, int], pad_token: str) -> None:
         raise ValueError(f"Expected one token for each id in the vocabulary. Found more for: {twice}")
     if pad_token not in vocab:
         raise ValueError(f"The pad token {pad_token!r}, which is the CTC blank, is not in the vocabulary")
-
-
-def check_call(
-    padding: bool | str, max_length: int | None, pad_to_multiple_of: int | None, return_tensors: str | None
-) -> None:
-    if padding not in PADDINGS:
-        raise ValueError(f"padding must be one of {', '.join(map(repr, PADDINGS))}. Found: {padding!r}")
-    if padding == "max_length" and max_length is None:
-        raise ValueError("padding='max_length' needs max_length, in samples")
-    if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
-        raise ValueError(f"pad_to_multiple_of must be at least 1. Found: {pad_to_multiple_of}")
-    if return_tensors == "tf":
-        raise ValueError("TensorFlow tensors are not made here: return_tensors must be 'pt', 'np' or None. Found: 'tf'")
-    if return_tensors not in (None, "pt", "np"):
-        raise ValueError(f"return_tensors must be 'pt', 'np' or None. Found: {return_tensors!r}")
-
-
-def split_utterances(raw_speech: RawSpeech) -> list[Samples]:
-    """One float32 vector an utterance, checked: mono, not empty, finite."""
-    if len(raw_speech) == 0:
-        raise ValueError("Expected at least one sample. Found none")
-    utterances = list(raw_speech) if np.ndim(raw_speech[0]) else [raw_speech]
-    vectors = [check_samples(np.asarray(x, dtype=np.float32)) for x in utterances]
-    for i, x in enumerate(vectors):
-        if not len(x):
-            raise ValueError(f"Expected at least one sample in each utterance. Found none in utterance {i}")
-    return vectors
-
-
-def normalize(samples: Samples) -> Samples:
-    """Zero mean and unit variance over all samples of one utterance."""
-    normed: Samples = (samples - samples.mean()) / np.sqrt(samples.var() + VARIANCE_FLOOR)
-    return normed
-
-
-def padded_lengths(
-    lengths: list[int], padding: bool | str, max_length: int | None, pad_to_multiple_of: int | None
-) -> list[int]:
-    """The length of each utterance after padding; longer ones keep theirs."""
-    if padding is False or padding == "do_not_pad":
-        return lengths
-    target = max_length if padding == "max_length" and max_length is not None else max(lengths)
-    multiple = pad_to_multiple_of or 1
-    target = -(-target // multiple) * multiple
-    return [max(n, target) for n in lengths]
-
-
-def as_tensors(rows: list[NDArray[Any]], kind: str | None) -> Values:
-    if kind is None:
-        return rows
-    lengths = [len(row) for row in rows]
-    if len(set(lengths)) > 1:
-        raise ValueError(f"Utterances of {lengths} samples make no tensor: padding=True makes them equal")
-    stacked = np.stack(rows)
-    return torch.from_numpy(stacked) if kind == "pt" else stacked
 
 
 def word_offsets(chars: list[CharOffset], delimiter: str) -> list[WordOffset]:

@@ -1,0 +1,133 @@
+"""The acoustic model behind the engine: windows of samples in, CTC log-probabilities out.
+
+Stateless: one model serves every stream. Windows of equal length run as one batch; lengths are never
+padded to each other, because zeros change what a group-norm model hears.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from core.audio import Samples
+from core.checkpoint import load_model, resolve
+from core.decoder import Alphabet
+from core.stitcher import LogProbs
+from core.tokenizer import Wav2Vec2Tokenizer
+from core.wav2vec2 import Wav2Vec2ForCTC
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MAX_BATCH_SAMPLES = 16_000 * 600  # one call's worth of audio; more is split, so memory stays bounded
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` is CUDA, then MPS, then the CPU.
+
+    Raises:
+        ValueError: the device is not a device, or not of this machine.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as e:
+        raise ValueError(f"Expected a device of auto, cpu, cuda, cuda:N or mps. Found: {device!r}") from e
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"Device {device!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("Device 'mps' is not there: this machine has no Apple GPU that PyTorch can use")
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on CUDA and float32 elsewhere."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        raise ValueError(f"Expected a dtype of auto, {', '.join(DTYPES)}. Found: {dtype!r}")
+    return DTYPES[dtype]
+
+
+class AcousticModel:
+    """A CTC model with its tokenizer, on one device."""
+
+    def __init__(self, model: Wav2Vec2ForCTC, tokenizer: Wav2Vec2Tokenizer, name: str = "") -> None:
+        config = model.config
+        if tokenizer.vocab_size > config.vocab_size:
+            raise ValueError(f"The vocabulary has {tokenizer.vocab_size} tokens, the model {config.vocab_size}")
+        self.model = model.eval()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.name = name
+        self.hop = config.hop
+        self.receptive_field = config.receptive_field
+        self.alphabet = alphabet_of(tokenizer, config.vocab_size)
+
+    @classmethod
+    def load(
+        cls,
+        name_or_dir: str | Path = "streamer-en",
+        device: str = "auto",
+        dtype: str = "auto",
+        threads: int | None = None,
+    ) -> AcousticModel:
+        """Loads a checkpoint by name or directory.
+
+        Args:
+            threads: of PyTorch within this process; None leaves them as they are.
+
+        Raises:
+            CheckpointError: no such checkpoint, or it does not hold a Wav2Vec2 CTC model.
+            ValueError: impossible device, dtype or thread count.
+        """
+        if threads is not None:
+            if threads < 1:
+                raise ValueError(f"Expected at least 1 thread. Found: {threads}")
+            torch.set_num_threads(threads)
+        chosen = choose_device(device)
+        kind = choose_dtype(dtype, chosen)
+        directory = resolve(name_or_dir)
+        tokenizer = Wav2Vec2Tokenizer.from_pretrained(directory)
+        if tokenizer.sampling_rate != 16_000:
+            raise ValueError(f"Expected a model for 16000 Hz. Found: {tokenizer.sampling_rate} Hz in {name_or_dir}")
+        model = load_model(Wav2Vec2ForCTC, directory).to(chosen, kind)
+        return cls(model, tokenizer, str(name_or_dir))
+
+    def emit(self, windows: Sequence[Samples]) -> list[LogProbs]:
+        """(n_frames, n_vocab) float32 log-probabilities of each window, in order.
+
+        Windows shorter than one frame are padded with silence to one frame.
+        """
+        groups: dict[int, list[int]] = defaultdict(list)
+        for i, window in enumerate(windows):
+            groups[max(len(window), self.receptive_field)].append(i)
+        results: list[LogProbs | None] = [None] * len(windows)
+        for length, members in groups.items():
+            per_call = max(1, MAX_BATCH_SAMPLES // length)
+            for first in range(0, len(members), per_call):
+                part = members[first : first + per_call]
+                batch = np.zeros((len(part), length), np.float32)
+                for row, i in enumerate(part):
+                    batch[row, : len(windows[i])] = windows[i]
+                log_probs = self.model.log_probs(torch.from_numpy(batch).to(self.model.device)).cpu().numpy()
+                for row, i in enumerate(part):
+                    results[i] = log_probs[row]
+        return [result for result in results if result is not None]
+
+
+def alphabet_of(tokenizer: Wav2Vec2Tokenizer, n_vocab: int) -> Alphabet:
+    """The decoder's view of a tokenizer. Ids beyond the vocabulary count as special."""
+    tokens = list(tokenizer.tokens)
+    tokens += [""] * (n_vocab - len(tokens))
+    special = {i for i, token in enumerate(tokens) if not token or (token.startswith("<") and token.endswith(">"))}
+    special -= {tokenizer.blank_id, tokenizer.delimiter_id}
+    return Alphabet(tuple(tokens), tokenizer.blank_id, tokenizer.delimiter_id, frozenset(special))

@@ -1,0 +1,85 @@
+"""CTC frames to words, with their frames and confidence (Graves et al. 2006, best path decoding).
+
+Repeats are collapsed on raw ids first and blanks dropped afterwards, so double letters survive.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.stitcher import LogProbs
+
+MAX_LETTER_GAP = 50  # frames; letters further apart than a second are not of one word
+
+
+@dataclass(frozen=True, slots=True)
+class Alphabet:
+    """What the ids of a CTC model stand for."""
+
+    tokens: tuple[str, ...]
+    blank: int
+    delimiter: int
+    special: frozenset[int] = frozenset()  # neither letter, blank nor delimiter: never shown
+
+    @property
+    def silent(self) -> tuple[int, int]:
+        return (self.blank, self.delimiter)
+
+    def is_letter(self) -> NDArray[np.bool_]:
+        """(n_vocab,) True for the ids that become text."""
+        silent = self.special | set(self.silent)
+        return np.array([i not in silent for i in range(len(self.tokens))])
+
+
+@dataclass(frozen=True, slots=True)
+class WordSpan:
+    """A word on the frame grid: its first letter starts in `start_frame`, its last ends before `end_frame`."""
+
+    text: str
+    start_frame: int
+    end_frame: int
+    confidence: float  # geometric mean of its letters' probabilities, in [0, 1]
+    is_closed: bool  # a delimiter has followed, so no letter can be added
+
+
+def decode_greedy(log_probs: LogProbs, start_frame: int, alphabet: Alphabet) -> list[WordSpan]:
+    """The words of the best path.
+
+    Args:
+        log_probs: (n_frames, n_vocab), raw frames with blanks.
+        start_frame: the stream's frame of row 0.
+
+    `A A _ A | B` -> `AA` and `B`.
+    """
+    if not len(log_probs):
+        return []
+    ids = log_probs.argmax(1)
+    is_letter = alphabet.is_letter()
+    starts = np.flatnonzero(np.diff(ids, prepend=-1))  # first row of each run of one id
+    ends = np.append(starts[1:], len(ids))
+    words: list[WordSpan] = []
+    letters: list[tuple[str, int, int, float]] = []
+
+    def close(is_closed: bool) -> None:
+        if letters:
+            confidence = float(np.exp(np.mean([letter[3] for letter in letters])))
+            text = "".join(letter[0] for letter in letters)
+            words.append(
+                WordSpan(text, letters[0][1], letters[-1][2], min(1.0, round(confidence, 4)), is_closed)
+            )
+            letters.clear()
+
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        token = int(ids[start])
+        if token == alphabet.delimiter:
+            close(True)
+        elif is_letter[token]:
+            if letters and start_frame + start - letters[-1][2] >= MAX_LETTER_GAP:
+                close(True)
+            score = float(log_probs[start:end, token].max())
+            letters.append((alphabet.tokens[token], start_frame + start, start_frame + end, score))
+    close(False)
+    return words

@@ -1,0 +1,78 @@
+"""When a segment ends: silence after speech, silence without speech, or length (Kaldi's rules).
+
+A run of CTC blanks is not silence inside a long vowel, so the run must be quiet too: its energy is held
+against that of the segment's speech.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointConfig:
+    """All lengths in frames of 20 ms."""
+
+    after_speech: int = 50  # a quiet pause of this length ends the segment
+    loud_factor: int = 3  # a pause that is not quiet must be this many times as long
+    before_speech: int = 150  # silence without any word that is let go of
+    max_length: int = 1000  # a segment of this length is cut at its best seam
+    quiet_ratio: float = 0.1  # quiet: energy below this share of the speech's
+
+    def __post_init__(self) -> None:
+        if min(self.after_speech, self.loud_factor, self.before_speech) < 1:
+            raise ValueError(
+                "after_speech, loud_factor and before_speech must be at least 1. "
+                f"Found: {self.after_speech}, {self.loud_factor}, {self.before_speech}"
+            )
+        if self.max_length < 2 * self.after_speech:
+            raise ValueError(
+                f"max_length must be at least twice after_speech. Found: {self.max_length} and {self.after_speech}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Rows before `cut` belong to the ended segment; `has_speech` is False where silence is let go of."""
+
+    cut: int
+    has_speech: bool
+
+
+def find_endpoint(
+    has_letter: NDArray[np.bool_], energy: NDArray[np.float64], n_stable: int, config: EndpointConfig
+) -> Endpoint | None:
+    """Where the segment ends, if it does.
+
+    Args:
+        has_letter: (n_frames,) True where the best path has a letter.
+        energy: (n_frames,) mean square of each frame's samples.
+        n_stable: a cut by length is put before this row.
+    """
+    n = len(has_letter)
+    spoken = np.flatnonzero(has_letter)
+    if not len(spoken):
+        # Keep the last half second: the first letter may come late.
+        keep = min(25, config.before_speech // 2)
+        return Endpoint(n_stable - keep, False) if n_stable >= config.before_speech else None
+    run = n - 1 - int(spoken[-1])
+    if run >= config.after_speech:
+        speech = float(energy[has_letter].mean())
+        is_quiet = float(energy[n - config.after_speech // 2 :].mean()) <= config.quiet_ratio * speech
+        if is_quiet or run >= config.loud_factor * config.after_speech:
+            return Endpoint(n - run // 2, True)
+    if n_stable >= config.max_length:
+        return Endpoint(longest_pause(has_letter[:n_stable], n_stable // 2), True)
+    return None
+
+
+def longest_pause(has_letter: NDArray[np.bool_], first: int) -> int:
+    """The middle of the longest run without letters at or after row `first` (the last of equals)."""
+    padded = np.concatenate([[True], has_letter[first:], [True]])
+    edges = np.flatnonzero(padded)
+    gaps = np.diff(edges) - 1
+    best = len(gaps) - 1 - int(np.argmax(gaps[::-1]))
+    return first + int(edges[best]) + int(gaps[best] + 1) // 2

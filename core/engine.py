@@ -1,0 +1,405 @@
+"""The streaming engine: which window to run next, and what to make of its frames.
+
+A stream runs two kinds of windows, all starting on the hop grid. *Steps* of `left | hop | right` frames
+feed the stitcher: partials and endpoints come from them. When a segment ends (endpoint, flush or end of
+stream) its *final pass* runs the whole segment once more, with context on both sides, so that a final is
+what one offline pass would say. Every decision depends on sample positions alone, never on when or in
+which pieces the samples arrived.
+
+The engine and the model hold no stream's state: it is all in `Stream`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.acoustic import AcousticModel
+from core.audio import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, Samples, check_samples, n_frames, n_samples_for, to_seconds
+from core.decoder import WordSpan, decode_greedy
+from core.endpoint import EndpointConfig, find_endpoint
+from core.ring_buffer import RingBuffer
+from core.stitcher import Emission, LogProbs, StitchedFrames, empty, stitch
+from core.transcript import Event, Gap, Transcript, Word, make_transcript
+
+LATENCIES = ("low", "balanced", "accurate")
+
+
+@dataclass(frozen=True, slots=True)
+class StreamConfig:
+    """How a stream is cut into windows. All lengths in frames of 20 ms."""
+
+    left: int = 150  # context before the frames that become stable
+    hop: int = 25  # frames that become stable in one step
+    right: int = 25  # context after them
+    commit_after: int = 50  # a word is committed when it ended this long before the first unstable frame
+    context: int = 100  # context of the final pass on either side, as far as audio is there
+    backlog: int = 3000  # audio that may wait; what does not fit is a gap
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+
+    def __post_init__(self) -> None:
+        for name, least in (("left", 0), ("hop", 1), ("right", 0), ("commit_after", 0), ("context", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least} frames. Found: {getattr(self, name)}")
+        if self.backlog < self.window:
+            raise ValueError(
+                f"backlog must hold one window of {self.left} + {self.hop} + {self.right} frames. Found: {self.backlog}"
+            )
+
+    @property
+    def window(self) -> int:
+        """Frames of a whole window."""
+        return self.left + self.hop + self.right
+
+    @property
+    def algorithmic_latency_ms(self) -> int:
+        """Time from a sound to a stable frame, without computing: hop and right context."""
+        return (self.hop + self.right) * HOP * 1000 // SAMPLE_RATE
+
+    @classmethod
+    def preset(cls, latency: str, endpoint: EndpointConfig | None = None, **changes: int) -> StreamConfig:
+        """The settings behind `--latency`.
+
+        Raises:
+            ValueError: no such preset.
+        """
+        presets = {
+            "low": cls(left=125, hop=13, right=12, commit_after=50),
+            "balanced": cls(left=150, hop=25, right=25, commit_after=50),
+            "accurate": cls(left=200, hop=50, right=50, commit_after=50),
+        }
+        if latency not in presets:
+            raise ValueError(f"Expected a latency of {', '.join(LATENCIES)}. Found: {latency!r}")
+        config = presets[latency]
+        return replace(config, endpoint=endpoint or config.endpoint, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One window to run: samples [start, end) of the stream."""
+
+    start_sample: int
+    end_sample: int
+    cut: int | None = None  # a final pass: the segment ends before this frame
+    is_barrier: bool = False  # a final pass that a flush asked for
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Running mean and variance of all samples heard, for models that want normalised input."""
+
+    n: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def add(self, samples: Samples) -> None:
+        wide = samples.astype(np.float64)
+        self.n += len(wide)
+        self.total += float(wide.sum())
+        self.squares += float(wide @ wide)
+
+    def normalise(self, samples: Samples) -> Samples:
+        mean = self.total / self.n
+        variance = max(0.0, self.squares / self.n - mean * mean)
+        return ((samples - mean) / np.sqrt(variance + 1e-7)).astype(np.float32)
+
+
+class Stream:
+    """All that one stream remembers. Push samples, step the engine, read its events."""
+
+    def __init__(self, config: StreamConfig, n_vocab: int, normalises: bool = False) -> None:
+        self.config = config
+        segment = config.endpoint.max_length + config.window + config.context
+        self.buffer = RingBuffer(n_samples_for(segment + config.context + config.backlog))
+        self.frames = empty(0, n_vocab)  # of the running segment
+        self.segment = 0
+        self.n_samples = 0  # accepted so far
+        self.barriers: deque[int] = deque()  # sample positions of flushes that wait
+        self.pending: Pass | None = None  # the final pass of a segment that has ended
+        self.committed: tuple[WordSpan, ...] = ()
+        self.last_partial: tuple[str, int] = ("", 0)
+        self.is_finished = False
+        self.statistics = Statistics() if normalises else None
+        self.measured = 0  # samples that the statistics have seen
+
+    @property
+    def n_processed(self) -> int:
+        """Samples whose frames are stable or final."""
+        return self.frames.stable_frame * HOP
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a step would do something."""
+        return self.next_pass() is not None
+
+    def push(self, samples: Samples) -> list[Gap]:
+        """Accepts 16 kHz mono samples in [-1, 1], any number.
+
+        Returns:
+            A gap where more came than the backlog holds; the samples beyond are not accepted, so that
+            what was accepted stays whole.
+
+        Raises:
+            ValueError: samples are not (n,) or not finite, or the stream has been finished.
+        """
+        if self.is_finished:
+            raise ValueError("Expected samples before the end of the stream. Found: samples after finish()")
+        samples = check_samples(samples)
+        room = self.buffer.capacity - len(self.buffer)
+        taken = samples[:room]
+        self.buffer.append(taken)
+        self.n_samples += len(taken)
+        if len(taken) == len(samples):
+            return []
+        at = to_seconds(self.n_samples)
+        lost = to_seconds(len(samples) - len(taken))
+        return [Gap(at, round(at + lost, 3), "more audio than the backlog holds came before it could be processed")]
+
+    @property
+    def room(self) -> int:
+        """Samples that `push` would accept now."""
+        return self.buffer.capacity - len(self.buffer)
+
+    def flush(self) -> None:
+        """Makes every word so far final, by the next steps; the stream goes on."""
+        if not self.barriers or self.barriers[-1] != self.n_samples:
+            self.barriers.append(self.n_samples)
+
+    def finish(self) -> None:
+        """Ends the stream: the steps that are left make its tail final."""
+        if not self.is_finished:
+            self.flush()
+            self.is_finished = True
+
+    def next_pass(self) -> Pass | None:
+        """The window to run next; None where more samples are needed first."""
+        if self.pending is not None:
+            return self.pending
+        config, cursor = self.config, self.frames.stable_frame
+        end = n_samples_for(cursor + config.hop + config.right)
+        limit = self.barriers[0] if self.barriers else self.n_samples
+        if end <= limit:
+            return Pass(HOP * max(0, cursor - config.left), end)
+        if self.barriers:
+            cut = max(n_frames(limit), self.frames.start_frame)
+            return Pass(self.context_start, limit, cut, is_barrier=True)
+        return None
+
+    @property
+    def context_start(self) -> int:
+        """First sample of the running segment's final pass."""
+        return HOP * max(0, self.frames.start_frame - self.config.context)
+
+    def final_pass(self, cut: int) -> Pass:
+        """The whole segment before frame `cut`, with context on both sides.
+
+        It reads only what the steps have seen: its end never depends on what else has arrived.
+        """
+        end = min(cut + self.config.context, self.frames.end_frame)
+        return Pass(self.context_start, n_samples_for(end), cut)
+
+
+class Engine:
+    """Runs ready streams in batches on one model. Holds no stream's state."""
+
+    def __init__(self, model: AcousticModel) -> None:
+        if (model.hop, model.receptive_field) != (HOP, RECEPTIVE_FIELD):
+            raise ValueError(
+                f"Expected a model with a hop of {HOP} and a receptive field of {RECEPTIVE_FIELD} samples. "
+                f"Found: {model.hop} and {model.receptive_field}"
+            )
+        self.model = model
+        self.alphabet = model.alphabet
+        self.is_letter = self.alphabet.is_letter()
+
+    def new_stream(self, config: StreamConfig | None = None) -> Stream:
+        n_vocab = len(self.alphabet.tokens)
+        return Stream(config or StreamConfig.preset("balanced"), n_vocab, self.model.tokenizer.do_normalize)
+
+    def step(self, streams: Sequence[Stream]) -> list[list[Event]]:
+        """Runs one window of every stream that is ready, as one batch.
+
+        Returns:
+            The events of each stream, in the order of `streams`; empty where it was not ready.
+        """
+        work = [(i, task) for i, stream in enumerate(streams) if (task := stream.next_pass()) is not None]
+        emitted = self.model.emit([self.window(streams[i], task) for i, task in work])
+        events: list[list[Event]] = [[] for _ in streams]
+        for (i, task), log_probs in zip(work, emitted, strict=True):
+            advance = self.advance if task.cut is None else self.finalize
+            events[i] = advance(streams[i], task, log_probs)
+        return events
+
+    def drain(self, stream: Stream) -> list[Event]:
+        """Steps until the stream is not ready."""
+        events: list[Event] = []
+        while stream.is_ready:
+            events += self.step([stream])[0]
+        return events
+
+    def window(self, stream: Stream, task: Pass) -> Samples:
+        """The samples of a pass, normalised where the model wants it."""
+        samples = stream.buffer.read(task.start_sample, task.end_sample)
+        statistics = stream.statistics
+        if statistics is None or not len(samples):
+            return samples
+        if task.end_sample > stream.measured:
+            statistics.add(stream.buffer.read(stream.measured, task.end_sample))
+            stream.measured = task.end_sample
+        if task.cut is not None:
+            statistics = Statistics()  # a final pass is normalised by itself, as an offline pass is
+            statistics.add(samples)
+        return statistics.normalise(samples)
+
+    def advance(self, stream: Stream, task: Pass, log_probs: LogProbs) -> list[Event]:
+        """Stitches a step's frames to the segment; perhaps a partial, perhaps an endpoint."""
+        config = stream.config
+        stable = stream.frames.stable_frame + config.hop
+        window = Emission(log_probs, task.start_sample // HOP).since(stream.frames.start_frame)
+        frames = stream.frames = stitch(stream.frames, window, stable, self.alphabet.silent)
+        has_letter = self.is_letter[frames.log_probs.argmax(1)]
+        endpoint = find_endpoint(has_letter, self.energy(stream, frames), frames.n_stable, config.endpoint)
+        events: list[Event] = []
+        if endpoint is None or endpoint.has_speech:
+            events = self.partial(stream)
+        if endpoint is not None:
+            cut = frames.start_frame + endpoint.cut
+            if endpoint.has_speech:
+                stream.pending = stream.final_pass(cut)
+            else:
+                self.begin_segment(stream, cut)
+        self.release(stream)
+        return events
+
+    def energy(self, stream: Stream, frames: StitchedFrames) -> NDArray[np.float64]:
+        """(n_frames,) mean square of each frame's hop of samples."""
+        samples = stream.buffer.read(HOP * frames.start_frame, HOP * frames.end_frame)
+        return np.square(samples.astype(np.float64)).reshape(-1, HOP).mean(1)
+
+    def partial(self, stream: Stream) -> list[Event]:
+        frames = stream.frames
+        spans = decode_greedy(frames.log_probs, frames.start_frame, self.alphabet)
+        settled = frames.stable_frame - stream.config.commit_after
+        n = len(stream.committed)
+        words = list(stream.committed) + after(spans, stream.committed)
+        while n < len(words) - 1 and words[n].is_closed and words[n].end_frame <= settled:
+            n += 1
+        stream.committed = tuple(words[:n])
+        text = " ".join(word.text for word in words)
+        if (text, n) == stream.last_partial:
+            return []
+        stream.last_partial = (text, n)
+        return [transcript(stream, words, n, frames.end_frame, is_final=False)]
+
+    def finalize(self, stream: Stream, task: Pass, log_probs: LogProbs) -> list[Event]:
+        """Ends the segment with the words of its final pass, and begins the next."""
+        assert task.cut is not None
+        stream.pending = None
+        if task.is_barrier:
+            stream.barriers.popleft()
+        first = stream.frames.start_frame
+        rows = Emission(log_probs, task.start_sample // HOP).since(first).log_probs[: task.cut - first]
+        spans = decode_greedy(rows, first, self.alphabet)
+        words = keep_committed(spans, stream.committed)
+        events: list[Event] = []
+        if words:
+            events = [transcript(stream, words, len(words), task.cut, is_final=True)]
+            stream.segment += 1
+        elif stream.last_partial[0]:
+            events = [transcript(stream, [], 0, task.cut, is_final=False)]  # takes the partial back
+        self.begin_segment(stream, task.cut)
+        self.release(stream)
+        return events
+
+    def begin_segment(self, stream: Stream, frame: int) -> None:
+        frames, config = stream.frames.since(frame), stream.config
+        # The next window ends here: rows beyond would have nothing to replace them.
+        n = frames.n_stable + config.hop + config.right
+        stream.frames = replace(frames, log_probs=frames.log_probs[:n])
+        stream.committed = ()
+        stream.last_partial = ("", 0)
+
+    def release(self, stream: Stream) -> None:
+        """Gives up the samples that no later window reads."""
+        config, frames = stream.config, stream.frames
+        first = min(frames.start_frame - config.context, frames.stable_frame - config.left)
+        stream.buffer.release(HOP * max(0, first))
+
+    def transcribe_offline(self, samples: Samples, config: StreamConfig | None = None) -> list[Transcript]:
+        """The words of whole `samples` in one pass: what streaming is measured against.
+
+        Audio beyond the longest segment is run in windows of that length with generous context. Segments
+        end where the endpoint rules say, but every word comes from the same pass.
+        """
+        config = config or StreamConfig.preset("balanced")
+        stream = self.new_stream(replace(config, commit_after=10**9))
+        stream.buffer = RingBuffer(max(len(samples), 1))
+        stream.push(samples)
+        total = n_frames(max(len(samples), RECEPTIVE_FIELD))
+        longest = config.endpoint.max_length + 4 * config.context
+        rows = np.zeros((0, len(self.alphabet.tokens)), np.float32)
+        while len(rows) < total:
+            start = max(0, len(rows) - 2 * config.context)
+            end = min(total, start + longest)
+            is_last = end == total
+            task = Pass(HOP * start, len(samples) if is_last else n_samples_for(end), end)
+            emitted = self.model.emit([self.window(stream, task)])[0]
+            until = total if is_last else end - 2 * config.context
+            rows = np.concatenate([rows, emitted[len(rows) - start : until - start]])
+        return self.segments(stream, rows)
+
+    def segments(self, stream: Stream, rows: LogProbs) -> list[Transcript]:
+        """Splits the frames of a whole recording where a pause is long enough."""
+        spans = decode_greedy(rows, 0, self.alphabet)
+        groups: list[list[WordSpan]] = []
+        for span in spans:
+            rules = stream.config.endpoint
+            if (
+                not groups
+                or span.start_frame - groups[-1][-1].end_frame >= rules.after_speech
+                or span.end_frame - groups[-1][0].start_frame > rules.max_length
+            ):
+                groups.append([])
+            groups[-1].append(span)
+        results = []
+        for number, group in enumerate(groups):
+            stream.segment = number
+            results.append(transcript(stream, group, len(group), group[-1].end_frame, is_final=True))
+        return results
+
+
+def after(spans: Sequence[WordSpan], committed: Sequence[WordSpan]) -> list[WordSpan]:
+    """The words of `spans` that begin after the last committed word."""
+    if not committed:
+        return list(spans)
+    return [span for span in spans if span.start_frame + span.end_frame >= 2 * committed[-1].end_frame]
+
+
+def keep_committed(spans: Sequence[WordSpan], committed: Sequence[WordSpan]) -> list[WordSpan]:
+    """The final pass's words; where they disagree with committed ones, those stay and the rest follows."""
+    n = len(committed)
+    if [span.text for span in spans[:n]] == [word.text for word in committed]:
+        return list(spans)
+    return list(committed) + after(spans, committed)
+
+
+def transcript(
+    stream: Stream, spans: Sequence[WordSpan], n_committed: int, end_frame: int, is_final: bool
+) -> Transcript:
+    """Frames become seconds here, once."""
+    words = tuple(
+        Word(
+            span.text,
+            to_seconds(HOP * span.start_frame),
+            to_seconds(HOP * span.end_frame + RECEPTIVE_FIELD - HOP),
+            span.confidence,
+            i < n_committed,
+        )
+        for i, span in enumerate(spans)
+    )
+    start_s, end_s = to_seconds(HOP * stream.frames.start_frame), to_seconds(HOP * end_frame)
+    return make_transcript(stream.segment, is_final, words, start_s, end_s)

@@ -1,0 +1,135 @@
+"""Joins the CTC frames of overlapping windows into one sequence on the stream's absolute frame grid.
+
+Every window starts on a multiple of the hop, so frame f of one window is frame f of every other: joining
+is choosing, inside the overlap, one *seam* before which the older rows stay and after which the newer rows
+stand. A fixed seam doubles or drops a letter whose spike lies on different sides of it in the two windows;
+text matching loses words that are said twice. Here the seam is put where both windows have said the same
+letters so far and both are sure that no letter is there. Raw frames are kept, blanks included, so that collapsing repeats
+works across the seam.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+LogProbs = NDArray[np.float32]
+
+MARGIN = 16  # frames before the overlap that tell a letter which moved from a letter which is new
+DISAGREEMENT = 8.0  # cost of each letter by which the windows differ before the seam
+DELAY = 0.01  # cost of every frame that keeps the older row, which knew less of what follows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Emission:
+    """Log-probabilities of one window: row i is frame `start_frame + i` of the stream."""
+
+    log_probs: LogProbs  # (n_frames, n_vocab), rows sum to 1 in probability
+    start_frame: int
+
+    @property
+    def end_frame(self) -> int:
+        return self.start_frame + len(self.log_probs)
+
+    def since(self, frame: int) -> Emission:
+        """The rows from `frame` on."""
+        if frame <= self.start_frame:
+            return self
+        return Emission(self.log_probs[frame - self.start_frame :], frame)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StitchedFrames:
+    """Rows `[:n_stable]` never change again; the rest is replaced by the next windows."""
+
+    log_probs: LogProbs  # (n_frames, n_vocab)
+    start_frame: int
+    n_stable: int
+
+    @property
+    def end_frame(self) -> int:
+        return self.start_frame + len(self.log_probs)
+
+    @property
+    def stable_frame(self) -> int:
+        """First frame that may still change."""
+        return self.start_frame + self.n_stable
+
+    def since(self, frame: int) -> StitchedFrames:
+        """The rows from `frame` on: what the next segment starts with."""
+        n = min(max(0, frame - self.start_frame), len(self.log_probs))
+        return StitchedFrames(self.log_probs[n:], frame, max(0, self.n_stable - n))
+
+
+def empty(start_frame: int, n_vocab: int) -> StitchedFrames:
+    return StitchedFrames(np.zeros((0, n_vocab), np.float32), start_frame, 0)
+
+
+def letters_of(log_probs: LogProbs, blank: int) -> tuple[list[int], NDArray[np.int64]]:
+    """The collapsed tokens of the best path, and how many of them begin before each row (n + 1 counts)."""
+    ids = log_probs.argmax(1)
+    begins = (ids != blank) & (np.diff(ids, prepend=-1) != 0)
+    return ids[begins].tolist(), np.concatenate([[0], np.cumsum(begins)])
+
+
+def prefix_distances(a: list[int], b: list[int]) -> NDArray[np.int64]:
+    """(len(a) + 1, len(b) + 1): the edit distance of every prefix of `a` from every prefix of `b`."""
+    table = [list(range(len(b) + 1))]
+    for i, x in enumerate(a, 1):
+        above, row = table[-1], [i]
+        for j, y in enumerate(b, 1):
+            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (x != y)))
+        table.append(row)
+    return np.array(table)
+
+
+def find_seam(older: LogProbs, newer: LogProbs, first: int, last: int, silent_ids: tuple[int, int]) -> int:
+    """Index i in [first, last]: rows before i are taken from `older`, from i on from `newer`.
+
+    Args:
+        older: (n, n_vocab) the frames that two windows share, as the earlier one saw them.
+        newer: (n, n_vocab) the same frames as the later window saw them.
+        first, last: where the seam may lie; the rows outside are there to compare.
+        silent_ids: blank and word delimiter.
+
+    The letters before a good seam are the same in both, so that a spike which moved across it is neither
+    lost nor doubled: their edit distance counts most. Then both should be sure of silence on either side
+    of the seam; then the earlier is the better, since `newer` knows more of what follows.
+    """
+    if last <= first:
+        return first
+    old_letters, old_counts = letters_of(older, silent_ids[0])
+    new_letters, new_counts = letters_of(newer, silent_ids[0])
+    distance = prefix_distances(old_letters, new_letters)[old_counts[:-1], new_counts[:-1]]
+    silent = list(silent_ids)
+    doubt = 2 - np.exp(older[:, silent]).sum(1) - np.exp(newer[:, silent]).sum(1)  # in [0, 2]
+    before = np.concatenate([doubt[:1], doubt[:-1]])
+    cost = DISAGREEMENT * distance + doubt + before + DELAY * np.arange(len(doubt))
+    return first + int(np.argmin(cost[first:last]))
+
+
+def stitch(frames: StitchedFrames, window: Emission, stable_frame: int, silent_ids: tuple[int, int]) -> StitchedFrames:
+    """`frames` continued by `window`; all before `stable_frame` is stable from now on.
+
+    Raises:
+        ValueError: the window leaves a hole after the rows so far, or ends before them.
+    """
+    whole, window = window, window.since(frames.stable_frame)
+    if window.start_frame > frames.end_frame or window.end_frame < frames.end_frame:
+        raise ValueError(
+            f"Expected a window that reaches from at most frame {frames.end_frame} beyond it. "
+            f"Found: [{window.start_frame}, {window.end_frame})"
+        )
+    # Both windows' rows from `MARGIN` before the first unstable frame to the end of the rows so far.
+    base = max(whole.start_frame, frames.start_frame, frames.stable_frame - MARGIN)
+    older = frames.log_probs[base - frames.start_frame :]
+    newer = whole.log_probs[base - whole.start_frame :][: len(older)]
+    # The seam lies among the frames that become stable now: later ones are better known to `window`.
+    last = min(frames.end_frame, max(stable_frame, window.start_frame)) - base
+    seam = base + find_seam(older, newer, window.start_frame - base, last, silent_ids)
+    kept = frames.log_probs[: seam - frames.start_frame]
+    rows = np.concatenate([kept, whole.log_probs[seam - whole.start_frame :]])
+    n_stable = min(max(frames.n_stable, stable_frame - frames.start_frame), len(rows))
+    return StitchedFrames(rows, frames.start_frame, n_stable)

@@ -1,0 +1,47 @@
+"""Greedy decoding against the definition of CTC's many-to-one map."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from planted import ALPHABET, TOKENS
+from test_stitcher import rows
+
+from core.decoder import Alphabet, decode_greedy
+
+
+def collapse(path: str) -> list[str]:
+    """The map B of the paper: repeats first, then blanks; `|` ends a word."""
+    letters = "".join(letter for letter, _ in itertools.groupby(path)).replace("_", "")
+    return [word for word in letters.split("|") if word]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6])
+def test_all_short_paths_collapse_as_defined(n: int) -> None:
+    for path in itertools.product("_|AB", repeat=n):
+        line = "".join(path)
+        assert [word.text for word in decode_greedy(rows(line), 0, ALPHABET)] == collapse(line)
+
+
+def test_frames_confidence_and_closing() -> None:
+    log_probs = rows("_AA_A|__B", sure=0.9)
+    first, second = decode_greedy(log_probs, 100, ALPHABET)
+    assert (first.text, first.start_frame, first.end_frame, first.is_closed) == ("AA", 101, 105, True)
+    assert (second.text, second.start_frame, second.end_frame, second.is_closed) == ("B", 108, 109, False)
+    assert first.confidence == pytest.approx(0.9, abs=1e-3)
+
+
+def test_special_tokens_are_not_text_but_part_repeats() -> None:
+    alphabet = Alphabet(TOKENS, 0, 1, frozenset({TOKENS.index("'")}))
+    assert [word.text for word in decode_greedy(rows("A'A"), 0, alphabet)] == ["AA"]
+
+
+def test_a_second_of_blank_parts_two_words() -> None:
+    line = "AB" + "_" * 50 + "CD"
+    assert [word.text for word in decode_greedy(rows(line), 0, ALPHABET)] == ["AB", "CD"]
+
+
+def test_nothing_says_nothing() -> None:
+    assert decode_greedy(np.zeros((0, len(TOKENS)), np.float32), 0, ALPHABET) == []

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from core.endpoint import Endpoint, EndpointConfig, find_endpoint, longest_pause
+
+RULES = EndpointConfig(after_speech=10, loud_factor=3, before_speech=60, max_length=100)
+
+
+def segment(line: str, quiet: float = 0.001) -> tuple[np.ndarray, np.ndarray]:
+    """`#` a letter, `.` a quiet pause, `-` a loud one: has_letter and energy."""
+    energy = {"#": 1.0, ".": quiet, "-": 1.0}
+    return np.array([c == "#" for c in line]), np.array([energy[c] for c in line])
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("#" * 5 + "." * 9, None),
+        ("#" * 5 + "." * 10, Endpoint(10, True)),
+        ("#" * 5 + "-" * 10, None),  # a long vowel, or music: blank, but not silent
+        ("#" * 5 + "-" * 29, None),
+        ("#" * 5 + "-" * 30, Endpoint(20, True)),
+        ("." * 59, None),
+        ("." * 60, Endpoint(35, False)),
+        ("#." * 49, None),
+    ],
+)
+def test_rules(line: str, found: Endpoint | None) -> None:
+    assert find_endpoint(*segment(line), len(line), RULES) == found
+
+
+def test_maximum_length_cuts_in_the_longest_pause_of_the_latter_half() -> None:
+    line = "#....#" + "#" * 60 + "..." + "#" * 20 + "." + "#" * 20
+    found = find_endpoint(*segment(line), 100, RULES)
+    assert found is not None and found.has_speech
+    assert line[found.cut - 1 : found.cut + 1] == ".."
+
+
+def test_without_any_pause_the_cut_stays_inside() -> None:
+    cut = longest_pause(np.ones(100, bool), 50)
+    assert 50 <= cut <= 100

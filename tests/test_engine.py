@@ -1,0 +1,233 @@
+"""The engine on planted audio: whatever the cutting, the words come out once, in order, and never change."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planted import PlantedModel, plant
+
+from core.audio import HOP, SAMPLE_RATE
+from core.endpoint import EndpointConfig
+from core.engine import Engine, Stream, StreamConfig
+from core.transcript import Event, Gap, Transcript
+
+TEXT = "VERY VERY GOOD FIVE FIVE FIVE BOOKKEEPER SEES LLAMAS~~THE END OF ALL GOOD THINGS"
+WORDS = TEXT.replace("~~", " ")
+
+
+def run(engine: Engine, samples: np.ndarray, config: StreamConfig, cuts: list[int]) -> list[Event]:
+    stream = engine.new_stream(config)
+    events: list[Event] = []
+    for start, end in zip([0, *cuts], [*cuts, len(samples)], strict=True):
+        events += stream.push(samples[start:end])
+        events += engine.drain(stream)
+    stream.finish()
+    return events + engine.drain(stream)
+
+
+def finals(events: list[Event]) -> list[Transcript]:
+    return [event for event in events if isinstance(event, Transcript) and event.is_final]
+
+
+def said(events: list[Event]) -> str:
+    return " ".join(final.text for final in finals(events))
+
+
+def check_contract(events: list[Event]) -> None:
+    """Committed words stand for ever; a segment has one final; segments come in order."""
+    committed: dict[int, tuple[str, ...]] = {}
+    ended: set[int] = set()
+    last = 0
+    for event in events:
+        assert isinstance(event, Transcript)
+        assert event.segment >= last
+        assert event.segment not in ended
+        last = event.segment
+        words = tuple(word.text for word in event.words)
+        before = committed.get(event.segment, ())
+        assert words[: len(before)] == before
+        committed[event.segment] = words[: event.n_committed_words]
+        assert len(committed[event.segment]) >= len(before)
+        assert [word.is_committed for word in event.words] == [i < event.n_committed_words for i in range(len(words))]
+        if event.is_final:
+            ended.add(event.segment)
+            assert event.n_committed_words == len(words) > 0
+
+
+@pytest.mark.parametrize("latency", ["low", "balanced", "accurate"])
+def test_planted_words_come_out(latency: str) -> None:
+    engine = Engine(PlantedModel())
+    events = run(engine, plant(TEXT), StreamConfig.preset(latency), [])
+    assert said(events) == WORDS
+    assert len(finals(events)) == 2
+    check_contract(events)
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data(), edge=st.integers(0, 6), jitter=st.integers(0, 2))
+def test_cutting_changes_nothing_and_committed_words_stand(data: st.DataObject, edge: int, jitter: int) -> None:
+    engine = Engine(PlantedModel(edge=edge, jitter=jitter))
+    samples = plant(TEXT, gap=data.draw(st.integers(2, 5)))
+    config = StreamConfig(
+        left=data.draw(st.integers(0, 60)),
+        hop=data.draw(st.integers(1, 40)),
+        right=data.draw(st.integers(0, 40)),
+        commit_after=data.draw(st.integers(0, 20)),
+        endpoint=EndpointConfig(after_speech=data.draw(st.integers(10, 60)), max_length=data.draw(st.integers(120, 400))),
+    )
+    whole = run(engine, samples, config, [])
+    check_contract(whole)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(samples)), max_size=30)))
+    assert run(engine, samples, config, cuts) == whole
+
+
+def test_one_sample_at_a_time_is_the_whole_at_once() -> None:
+    engine = Engine(PlantedModel())
+    samples = plant("AT ONCE")
+    config = StreamConfig(left=5, hop=3, right=2)
+    assert run(engine, samples, config, list(range(1, len(samples)))) == run(engine, samples, config, [])
+
+
+@settings(deadline=None, max_examples=30)
+@given(cut=st.integers(0, 300), hop=st.integers(5, 40))
+def test_no_word_is_lost_or_doubled_at_a_maximum_length_cut(cut: int, hop: int) -> None:
+    text = " ".join(f"{'ABCDEFGH'[i % 8]}{'XYZ'[i % 3]}WORD" for i in range(60))
+    config = StreamConfig(left=50, hop=hop, right=10, endpoint=EndpointConfig(max_length=120 + cut))
+    events = run(Engine(PlantedModel()), plant(text), config, [])
+    assert said(events) == text
+    assert len(finals(events)) > 1
+    check_contract(events)
+
+
+def test_flush_makes_all_words_so_far_final_and_the_stream_goes_on() -> None:
+    engine = Engine(PlantedModel())
+    samples = plant("FIRST HALF ")
+    more = plant("SECOND HALF")
+    stream = engine.new_stream(StreamConfig.preset("balanced"))
+    stream.push(samples)
+    stream.flush()
+    assert said(engine.drain(stream)) == "FIRST HALF"
+    # The planted grid goes on where the frames of the first part ended.
+    padding = -stream.n_samples % HOP
+    stream.push(np.zeros(padding, np.float32))
+    stream.push(more)
+    stream.finish()
+    events = engine.drain(stream)
+    assert said(events) == "SECOND HALF"
+    assert finals(events)[0].segment == 1
+    assert finals(events)[0].start_s >= len(samples) / SAMPLE_RATE - 0.02
+
+
+def test_flush_twice_and_on_nothing_says_nothing() -> None:
+    engine = Engine(PlantedModel())
+    stream = engine.new_stream()
+    stream.flush()
+    stream.flush()
+    assert engine.drain(stream) == []
+    stream.push(np.zeros(10, np.float32))
+    stream.finish()
+    assert engine.drain(stream) == []
+    assert not stream.is_ready
+
+
+def test_streams_in_one_batch_say_what_they_say_alone() -> None:
+    texts = ["ONE TWO THREE FOUR", "A MAN A PLAN A CANAL", "~~SILENCE FIRST", "SHORT"]
+    config = StreamConfig(left=20, hop=10, right=5)
+    engine = Engine(PlantedModel())
+    alone = [run(engine, plant(text), config, []) for text in texts]
+    streams = [engine.new_stream(config) for _ in texts]
+    for stream, text in zip(streams, texts, strict=True):
+        stream.push(plant(text))
+        stream.finish()
+    together: list[list[Event]] = [[] for _ in texts]
+    while any(stream.is_ready for stream in streams):
+        for events, new in zip(together, engine.step(streams), strict=True):
+            events += new
+    assert together == alone
+    assert max(engine.model.lengths) == len(texts)
+
+
+def test_silence_makes_no_events_and_holds_no_memory() -> None:
+    engine = Engine(PlantedModel())
+    stream = engine.new_stream(StreamConfig.preset("balanced"))
+    for _ in range(120):
+        assert stream.push(np.zeros(SAMPLE_RATE, np.float32)) == []
+        assert engine.drain(stream) == []
+    assert len(stream.buffer) < 12 * SAMPLE_RATE
+    assert len(stream.frames.log_probs) < 300
+
+
+def test_more_than_the_backlog_is_reported_and_what_was_accepted_stays_whole() -> None:
+    engine = Engine(PlantedModel())
+    text = "KEEP ME "
+    stream = engine.new_stream(StreamConfig.preset("balanced"))
+    samples = np.tile(plant(text)[: HOP * 24], 600)
+    gaps = stream.push(samples)
+    assert len(gaps) == 1 and isinstance(gaps[0], Gap)
+    accepted = stream.n_samples
+    assert gaps[0].start_s == round(accepted / SAMPLE_RATE, 3)
+    assert gaps[0].end_s == pytest.approx(len(samples) / SAMPLE_RATE, abs=2e-3)
+    stream.finish()
+    assert said(engine.drain(stream)).split().count("KEEP") >= accepted // (HOP * 24) - 1
+
+
+def test_times_are_those_of_the_frames() -> None:
+    events = run(Engine(PlantedModel()), plant("~HI ~YOU"), StreamConfig.preset("balanced"), [])
+    hi, you = finals(events)[0].words[0], finals(events)[-1].words[-1]
+    assert hi.start_s == 1.0
+    assert you.start_s == pytest.approx(2 + 9 * 0.02)
+    assert hi.end_s < you.start_s < you.end_s
+
+
+def test_an_hour_does_not_drift() -> None:
+    engine = Engine(PlantedModel())
+    stream = engine.new_stream(StreamConfig(left=10, hop=47, right=6))
+    unit = plant("TICK", tail=0)[: HOP * 12]
+    second = np.concatenate([unit, np.zeros(SAMPLE_RATE * 6 - len(unit), np.float32)])
+    starts = []
+    for _ in range(600):
+        stream.push(second)
+        starts += [final.words[0].start_s for final in finals(engine.drain(stream))]
+    assert starts == [6.0 * i for i in range(len(starts))]
+    assert len(starts) >= 599
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (np.array([0.0, np.nan], np.float32), "nan at sample 1"),
+        (np.zeros((2, 2), np.float32), r"\(2, 2\)"),
+    ],
+)
+def test_bad_samples_are_named(samples: np.ndarray, message: str) -> None:
+    stream = Stream(StreamConfig(), 5)
+    with pytest.raises(ValueError, match=message):
+        stream.push(samples)
+    assert stream.n_samples == 0
+
+
+def test_nothing_comes_after_the_end() -> None:
+    stream = Stream(StreamConfig(), 5)
+    stream.finish()
+    with pytest.raises(ValueError, match="after finish"):
+        stream.push(np.zeros(1, np.float32))
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="hop must be at least 1"):
+        StreamConfig(hop=0)
+    with pytest.raises(ValueError, match="low, balanced, accurate"):
+        StreamConfig.preset("quick")
+    with pytest.raises(ValueError, match="max_length"):
+        EndpointConfig(after_speech=50, max_length=60)
+
+
+def test_offline_says_the_same() -> None:
+    engine = Engine(PlantedModel())
+    samples = plant(TEXT)
+    offline = engine.transcribe_offline(samples)
+    assert " ".join(segment.text for segment in offline) == WORDS
+    long = np.concatenate([plant("OVER AND OVER ")[: HOP * 42]] * 60)
+    assert " ".join(s.text for s in engine.transcribe_offline(long)) == " ".join(["OVER AND OVER"] * 60)

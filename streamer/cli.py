@@ -1,0 +1,202 @@
+"""The command line: `streamer FILE...`, `streamer --mic`, and the subcommands.
+
+Nothing but the result goes to standard output. Errors are one line on standard error; the exit code is 1
+for failure and 2 for wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from streamer import __version__
+
+HELP = """\
+streamer: speech recognition while the words are spoken
+
+  streamer talk.wav                 the words of a file (any format that libsndfile reads)
+  streamer a.flac b.ogg --format srt --output subs.srt
+  cat talk.wav | streamer -         standard input: WAV, or raw 16-bit samples (--sample-rate)
+  streamer --mic                    live captions of the microphone; q quits, s saves
+  streamer serve                    a websocket server on this machine
+  streamer connect ws://HOST:PORT talk.wav
+  streamer devices                  the microphones
+  streamer models                   the models; any Wav2Vec2 CTC checkpoint of the hub works by name
+  streamer bench wer SET.tsv        accuracy and speed on a set with transcripts
+  streamer train ...                distil, fine-tune
+
+`streamer COMMAND --help` explains a command; `streamer --help-options` lists all options."""
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        """One line instead of argparse's usage block."""
+        print(f"{self.prog}: error: {message} (see `{self.prog} --help`)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", default="streamer-en", metavar="NAME|DIR", help="default: %(default)s")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    group.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
+    group.add_argument("--threads", type=int, default=None, metavar="N", help="PyTorch threads")
+    group.add_argument("--latency", default="balanced", choices=["low", "balanced", "accurate"], help="0.5, 1 or 2 s")
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--format", default="text", choices=["text", "json", "jsonl", "srt", "vtt"])
+    group.add_argument("--output", metavar="PATH", help="write there instead of standard output")
+    group.add_argument("--partials", action="store_true", help="show words before their segment has ended")
+
+
+def add_input_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("input")
+    group.add_argument("--mic", action="store_true", help="live captions of the microphone")
+    group.add_argument("--input-device", metavar="N|NAME", help="which microphone (see `streamer devices`)")
+    group.add_argument("--sample-rate", type=int, default=16_000, metavar="HZ", help="of raw samples on standard input")
+    group.add_argument("--encoding", default="pcm_s16le", choices=["pcm_s16le", "pcm_f32le", "mulaw", "alaw"])
+    group.add_argument("--realtime", action="store_true", help="feed a file no faster than it plays")
+
+
+def transcribe_parser() -> Parser:
+    parser = Parser("streamer", description="Transcribe files, standard input or the microphone.")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="audio files; - is standard input")
+    parser.add_argument("--version", action="version", version=f"streamer {__version__}")
+    add_input_options(parser)
+    add_output_options(parser)
+    parser.add_argument("--offline", action="store_true", help="one pass over the whole file, no streaming")
+    add_model_options(parser)
+    return parser
+
+
+def transcribe(arguments: Sequence[str]) -> int:
+    parser = transcribe_parser()
+    args = parser.parse_args(arguments)
+    if args.mic and args.files:
+        parser.error("expected --mic or files. Found: both")
+    if not args.mic and not args.files:
+        parser.error("expected audio files, - for standard input, or --mic")
+    if args.offline and (args.partials or args.realtime or args.mic):
+        parser.error("--offline is one pass over a whole file: it goes with neither --partials, --realtime nor --mic")
+    from streamer.transcribe import run_files, run_microphone
+
+    return run_microphone(args) if args.mic else run_files(args)
+
+
+def devices(arguments: Sequence[str]) -> int:
+    Parser("streamer devices", description="List the microphones.").parse_args(arguments)
+    from clients.microphone import list_devices
+
+    for line in list_devices():
+        print(line)
+    return 0
+
+
+def models(arguments: Sequence[str]) -> int:
+    parser = Parser("streamer models", description="List, download or describe models.")
+    parser.add_argument("action", nargs="?", default="list", choices=["list", "download", "info"])
+    parser.add_argument("name", nargs="?")
+    args = parser.parse_args(arguments)
+    if args.action != "list" and not args.name:
+        parser.error(f"expected a model's name after {args.action}")
+    from streamer.models import download, info, list_models
+
+    actions: dict[str, Callable[[], str]] = {
+        "list": list_models,
+        "download": lambda: download(args.name),
+        "info": lambda: info(args.name),
+    }
+    print(actions[args.action]())
+    return 0
+
+
+def serve(arguments: Sequence[str]) -> int:
+    parser = Parser("streamer serve", description="Serve live sessions over websockets.")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--api-key", action="append", default=[], metavar="KEY", help="repeat for several")
+    parser.add_argument("--tls-cert", metavar="PEM")
+    parser.add_argument("--tls-key", metavar="PEM")
+    parser.add_argument("--max-sessions", type=int, default=32, metavar="N")
+    parser.add_argument("--allow-public", action="store_true", help="bind a public address without keys")
+    add_model_options(parser)
+    args = parser.parse_args(arguments)
+    from streamer.server import run_server
+
+    return run_server(args)
+
+
+def connect(arguments: Sequence[str]) -> int:
+    parser = Parser("streamer connect", description="Transcribe with a running server.")
+    parser.add_argument("url", metavar="ws://HOST:PORT")
+    parser.add_argument("file", nargs="?", metavar="FILE")
+    parser.add_argument("--api-key", metavar="KEY")
+    add_input_options(parser)
+    add_output_options(parser)
+    parser.add_argument("--latency", default="balanced", choices=["low", "balanced", "accurate"])
+    args = parser.parse_args(arguments)
+    if bool(args.file) == args.mic:
+        parser.error("expected one file, - for standard input, or --mic")
+    from streamer.transcribe import run_connect
+
+    return run_connect(args)
+
+
+def bench(arguments: Sequence[str]) -> int:
+    from streamer.bench import main as bench_main
+
+    return bench_main(arguments)
+
+
+def train(arguments: Sequence[str]) -> int:
+    from core.training.command import main as train_main
+
+    return train_main(arguments)
+
+
+COMMANDS = {"devices": devices, "models": models, "serve": serve, "connect": connect, "bench": bench, "train": train}
+
+
+def dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments in (["--help"], ["-h"]):
+        print(HELP)
+        return 0 if arguments else 2
+    if arguments == ["--help-options"]:
+        transcribe_parser().print_help()
+        return 0
+    command = COMMANDS.get(arguments[0])  # a file of that name is reached as ./serve
+    return transcribe(arguments) if command is None else command(arguments[1:])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    logging.basicConfig(level=logging.WARNING, format="streamer: %(levelname)s: %(message)s", stream=sys.stderr)
+    for level in ("WARNING", "ERROR"):
+        logging.addLevelName(getattr(logging, level), level.lower())
+    try:
+        return dispatch(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as e:
+        if not is_expected(e):
+            raise
+        print(f"streamer: error: {' '.join(str(e).split())}", file=sys.stderr)
+        return 1
+
+
+def is_expected(error: Exception) -> bool:
+    """Whether the message was written for the user: bad input, a missing model or device, a closed port."""
+    return isinstance(error, (ValueError, OSError)) or type(error).__name__ in (
+        "AudioError",
+        "CheckpointError",
+        "MicrophoneError",
+        "ServerError",
+    )

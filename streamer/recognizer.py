@@ -1,0 +1,178 @@
+"""The Python API: load a model once, then transcribe files and arrays or feed live streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.file import Resampler, open_audio, resample
+from core.acoustic import AcousticModel
+from core.audio import SAMPLE_RATE, Samples, to_seconds
+from core.captions import result_object
+from core.engine import Engine, Stream, StreamConfig
+from core.transcript import Event, Gap, Transcript
+
+BLOCK = SAMPLE_RATE  # samples handed to the engine at once, so that the backlog never overflows
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The transcript of one recording."""
+
+    text: str
+    duration_s: float
+    model: str
+    segments: tuple[Transcript, ...]
+    gaps: tuple[Gap, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that `streamer --format json` prints."""
+        return result_object(self.segments, self.gaps, self.duration_s, self.model)
+
+
+class RecognizerStream:
+    """One live stream. Push any amount of audio, get the events that it made ready."""
+
+    def __init__(self, engine: Engine, config: StreamConfig, sample_rate: int, channels: int) -> None:
+        self._engine = engine
+        self._stream: Stream = engine.new_stream(config)
+        self._resampler = Resampler(sample_rate, channels)
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio accepted so far."""
+        return to_seconds(self._stream.n_samples)
+
+    def push(self, samples: NDArray[Any]) -> list[Event]:
+        """Events for (n,) mono or (n, channels) samples: float in [-1, 1], or int16.
+
+        Raises:
+            ValueError: other shape or type, samples that are not finite, or after `finish`.
+        """
+        return self._feed(self._resampler.push(as_float(samples)))
+
+    def flush(self) -> list[Event]:
+        """Makes every word so far final; the stream goes on."""
+        self._stream.flush()
+        return self._engine.drain(self._stream)
+
+    def finish(self) -> list[Event]:
+        """Ends the stream: its last finals. A second call gives nothing."""
+        if self._stream.is_finished:
+            return []
+        events = self._feed(self._resampler.finish())
+        self._stream.finish()
+        return events + self._engine.drain(self._stream)
+
+    def _feed(self, samples: Samples) -> list[Event]:
+        events: list[Event] = []
+        for start in range(0, len(samples), BLOCK):
+            events += self._stream.push(samples[start : start + BLOCK])
+            events += self._engine.drain(self._stream)
+        return events
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.finish()
+
+
+class Recognizer:
+    """A loaded model. Streams are independent of each other and share it."""
+
+    def __init__(self, model: AcousticModel) -> None:
+        self.model = model
+        self.engine = Engine(model)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path = "streamer-en",
+        device: str = "auto",
+        dtype: str = "auto",
+        threads: int | None = None,
+    ) -> Recognizer:
+        """Loads the embedded model, a checkpoint directory, or a Wav2Vec2 CTC checkpoint of the hub by name."""
+        return cls(AcousticModel.load(model, device, dtype, threads))
+
+    def stream(self, sample_rate: int = SAMPLE_RATE, channels: int = 1, latency: str = "balanced") -> RecognizerStream:
+        """A new live stream. Leaving its `with` block finishes it; call `finish` to get the last events."""
+        return RecognizerStream(self.engine, StreamConfig.preset(latency), sample_rate, channels)
+
+    def transcribe(
+        self,
+        audio: str | Path | NDArray[Any],
+        sample_rate: int | None = None,
+        latency: str = "balanced",
+        offline: bool = False,
+    ) -> Result:
+        """The transcript of a file or of samples.
+
+        Args:
+            audio: a path, or (n,) or (n, channels) samples, float in [-1, 1] or int16.
+            sample_rate: of an array, in Hz; a file knows its own.
+            offline: one pass over the whole recording instead of the streaming path.
+
+        Raises:
+            AudioError: the file cannot be read. ValueError: the array cannot be.
+        """
+        blocks: Iterable[Samples]
+        if isinstance(audio, np.ndarray):
+            if sample_rate is None:
+                raise ValueError("Expected sample_rate (Hz) with an array of samples. Found: None")
+            blocks = [resample(as_float(audio), sample_rate)]
+        else:
+            blocks = open_audio(str(audio)).blocks
+        if offline:
+            return self._offline(np.concatenate(list(blocks)), latency)
+        finals: list[Transcript] = []
+        gaps: list[Gap] = []
+        stream = self.stream(latency=latency)
+        for event in self.events(stream, blocks):
+            if isinstance(event, Gap):
+                gaps.append(event)
+            elif event.is_final:
+                finals.append(event)
+        return self._result(finals, gaps, stream.audio_s)
+
+    def events(self, stream: RecognizerStream, blocks: Iterable[Samples]) -> Iterator[Event]:
+        """Feeds 16 kHz blocks to the end, event by event."""
+        for block in blocks:
+            yield from stream.push(block)
+        yield from stream.finish()
+
+    def _offline(self, samples: Samples, latency: str) -> Result:
+        finals = self.engine.transcribe_offline(samples, StreamConfig.preset(latency))
+        return self._result(finals, [], to_seconds(len(samples)))
+
+    def _result(self, finals: list[Transcript], gaps: list[Gap], duration_s: float) -> Result:
+        text = " ".join(final.text for final in finals)
+        return Result(text, duration_s, self.model.name, tuple(finals), tuple(gaps))
+
+
+def as_float(samples: NDArray[Any]) -> NDArray[np.float32]:
+    """int16 scaled to [-1, 1], floats as they are.
+
+    Raises:
+        ValueError: another type, more than two dimensions, or not finite.
+    """
+    samples = np.asarray(samples)
+    if samples.ndim not in (1, 2):
+        raise ValueError(f"Expected samples of shape (n,) or (n, channels). Found: {samples.shape}")
+    if samples.dtype == np.int16:
+        return samples.astype(np.float32) / 32768
+    if not np.issubdtype(samples.dtype, np.floating):
+        raise ValueError(f"Expected float samples in [-1, 1], or int16. Found: {samples.dtype}")
+    if not np.isfinite(samples).all():
+        raise ValueError("Expected finite samples. Found: NaN or infinity")
+    return samples.astype(np.float32)

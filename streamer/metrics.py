@@ -1,0 +1,45 @@
+"""What `/metrics` tells Prometheus. One registry for each app, so that two apps can live in one process."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from streamer.scheduler import StepReport
+
+STEP_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)  # seconds
+
+
+class Metrics:
+    """Safe to update from any thread."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.sessions = Gauge("streamer_sessions", "Sessions that are transcribed now", registry=registry)
+        self.lingering = Gauge("streamer_sessions_lingering", "Sessions that wait for a resume", registry=registry)
+        self.started = Counter("streamer_sessions_started", "Sessions started", registry=registry)
+        self.resumed = Counter("streamer_sessions_resumed", "Connections that resumed a session", registry=registry)
+        self.refused = Counter("streamer_refused", "Connections refused", ["reason"], registry=registry)
+        self.audio = Counter("streamer_audio_seconds", "Audio accepted", registry=registry)
+        self.gaps = Counter("streamer_gaps", "Pieces of audio that were not transcribed", registry=registry)
+        self.failures = Counter("streamer_sessions_failed", "Sessions given up by the recogniser", registry=registry)
+        self.lag = Gauge("streamer_lag_seconds", "Longest backlog of any session", registry=registry)
+        self.step = Histogram(
+            "streamer_step_seconds", "Time in the model for one batch", buckets=STEP_BUCKETS, registry=registry
+        )
+        self.delay = Histogram(
+            "streamer_queue_delay_seconds",
+            "Longest time a ready stream waited for its batch",
+            buckets=STEP_BUCKETS,
+            registry=registry,
+        )
+        self.batch = Histogram(
+            "streamer_batch_size", "Streams in one batch", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
+        )
+
+    def on_step(self, report: StepReport) -> None:
+        self.step.observe(report.step_s)
+        self.delay.observe(report.delay_s)
+        self.batch.observe(report.n_streams)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)

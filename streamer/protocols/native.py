@@ -1,0 +1,193 @@
+"""The native protocol of `/v1/stream`: the shapes of its JSON messages, no state.
+
+Client to server: `start`, `resume`, `flush`, `end`, and binary audio. Server to client: `ready`, `partial`,
+`final`, `gap`, `lag`, `flushed`, `end`, `error`, and `ack` where `start` asked for `acks`. Every server message
+also carries `seq`, which grows, and `audio_s`, the seconds of audio accepted so far (the acknowledgement).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+from core.audio import ENCODINGS, HOP, SAMPLE_RATE
+from core.endpoint import EndpointConfig
+from core.engine import LATENCIES, StreamConfig
+from core.transcript import Gap, Transcript, Word
+
+Message = dict[str, object]
+
+SAMPLE_RATES = (8_000, 48_000)  # Hz, lowest and highest
+MAX_CHANNELS = 2
+ENDPOINT_MS = (100, 10_000)  # shortest and longest pause that may end a segment
+
+
+class ProtocolError(Exception):
+    """The peer's fault. `code` is for programs, the text says what was found and what would be right."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What one session asks for; the defaults are the server's."""
+
+    sample_rate: int = SAMPLE_RATE  # of the audio that comes, Hz
+    encoding: str = "pcm_s16le"
+    channels: int = 1  # interleaved; two are mixed
+    latency: str = "balanced"
+    model: str = ""  # empty: whatever the server has
+    endpoint_ms: int = 1000  # a quiet pause of this length ends a segment
+    partials: bool = True  # whether partials are sent
+    words: bool = True  # whether messages list words with times
+    acks: bool = False  # whether accepted audio is acknowledged each second although there is nothing to say
+
+    def config(self) -> StreamConfig:
+        """The engine's settings for this session."""
+        after_speech = max(1, self.endpoint_ms * SAMPLE_RATE // 1000 // HOP)
+        return StreamConfig.preset(self.latency, endpoint=EndpointConfig(after_speech=after_speech))
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """The wish to go on with a session after its connection broke."""
+
+    session: str
+    seq: int  # of the last message that the client saw
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    pass
+
+
+ClientMessage = Start | Resume | Flush | End
+OPTIONS = tuple(field.name for field in fields(Start))
+
+
+def parse(text: str, defaults: Start) -> ClientMessage:
+    """A text message of a client.
+
+    Raises:
+        ProtocolError: it is not JSON, or not one of the messages.
+    """
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise ProtocolError("bad_json", f"Expected a JSON object. Found text that is not JSON: {e}") from e
+    if not isinstance(message, dict):
+        raise ProtocolError("bad_json", f"Expected a JSON object. Found: {type(message).__name__}")
+    kind = message.pop("type", None)
+    if kind == "start":
+        return parse_start(message, defaults)
+    if kind == "resume":
+        session, seq = message.get("session"), message.get("seq")
+        if not isinstance(session, str) or not isinstance(seq, int) or isinstance(seq, bool) or seq < 0:
+            raise ProtocolError(
+                "bad_resume", f"resume needs session (text) and seq (0 or more). Found: {shown(session)}, {shown(seq)}"
+            )
+        return Resume(session, seq)
+    if kind == "flush":
+        return Flush()
+    if kind == "end":
+        return End()
+    raise ProtocolError("unknown_type", f"Expected a type of start, resume, flush or end. Found: {shown(kind)}")
+
+
+def parse_start(options: Mapping[str, object], defaults: Start) -> Start:
+    """The options of a `start` message or of a query string (whose values are all text).
+
+    Raises:
+        ProtocolError: an option is unknown or impossible.
+    """
+    unknown = [name for name in options if name not in OPTIONS]
+    if unknown:
+        raise ProtocolError("unknown_option", f"Expected options of {', '.join(OPTIONS)}. Found: {shown(unknown[0])}")
+    start = replace(
+        defaults,
+        sample_rate=_integer(options, "sample_rate", defaults.sample_rate, *SAMPLE_RATES),
+        channels=_integer(options, "channels", defaults.channels, 1, MAX_CHANNELS),
+        endpoint_ms=_integer(options, "endpoint_ms", defaults.endpoint_ms, *ENDPOINT_MS),
+        encoding=_choice(options, "encoding", defaults.encoding, tuple(ENCODINGS)),
+        latency=_choice(options, "latency", defaults.latency, LATENCIES),
+        model=_choice(options, "model", defaults.model, (defaults.model,)),
+        partials=_flag(options, "partials", defaults.partials),
+        words=_flag(options, "words", defaults.words),
+        acks=_flag(options, "acks", defaults.acks),
+    )
+    return start
+
+
+def shown(value: object) -> str:
+    """A peer's value as it may appear in a message: never long."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _integer(options: Mapping[str, object], name: str, default: int, least: int, most: int) -> int:
+    value = options.get(name, default)
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ProtocolError(
+            "bad_option", f"{name} must be a whole number from {least} to {most}. Found: {shown(value)}"
+        )
+    return value
+
+
+def _choice(options: Mapping[str, object], name: str, default: str, allowed: tuple[str, ...]) -> str:
+    value = options.get(name, default)
+    if not isinstance(value, str) or value not in allowed:
+        raise ProtocolError("bad_option", f"{name} must be one of {', '.join(allowed)}. Found: {shown(value)}")
+    return value
+
+
+def _flag(options: Mapping[str, object], name: str, default: bool) -> bool:
+    value = options.get(name, default)
+    if isinstance(value, str):
+        value = {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value)
+    if not isinstance(value, bool):
+        raise ProtocolError("bad_option", f"{name} must be true or false. Found: {shown(value)}")
+    return value
+
+
+def transcript_message(transcript: Transcript, with_words: bool) -> Message:
+    """A `partial` or a `final`."""
+    message: Message = {
+        "type": "final" if transcript.is_final else "partial",
+        "segment": transcript.segment,
+        "text": transcript.text,
+        "start_s": transcript.start_s,
+        "end_s": transcript.end_s,
+    }
+    if not transcript.is_final:
+        message["n_committed_words"] = transcript.n_committed_words
+    if with_words:
+        message["words"] = [word_message(word) for word in transcript.words]
+    return message
+
+
+def word_message(word: Word) -> Message:
+    return {
+        "word": word.text,
+        "start_s": word.start_s,
+        "end_s": word.end_s,
+        "confidence": round(word.confidence, 4),
+        "is_committed": word.is_committed,
+    }
+
+
+def gap_message(gap: Gap) -> Message:
+    return {"type": "gap", "start_s": gap.start_s, "end_s": gap.end_s, "reason": gap.reason}
+
+
+def error_message(code: str, message: str) -> Message:
+    return {"type": "error", "code": code, "message": message}

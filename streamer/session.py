@@ -1,0 +1,249 @@
+"""One session of the native protocol, sans I/O: messages in, items for the scheduler out, and back.
+
+A session outlives its connection: what it has said is kept, bounded, and said again after a resume from the
+last `seq` that the client saw. Partials that nobody has read yet are replaced by newer ones; finals stay.
+No socket, thread or clock here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.audio import HOP, SAMPLE_RATE
+from core.transcript import Gap, Transcript
+from streamer.intake import Intake
+from streamer.protocols import native
+from streamer.protocols.native import Message, ProtocolError, Start
+from streamer.scheduler import Command, Failed, Finished, Flushed, Item, Output, Progress
+
+NORMAL, POLICY, INTERNAL = 1000, 1008, 1011  # websocket close codes
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    backlog_s: float = 10.0  # audio that may wait for the model before no more is read
+    lag_s: float = 2.0  # audio that waits when the client is first told
+    unsent: int = 256  # messages that may wait for a slow reader before no more audio is read
+    replay: int = 512  # sent messages kept for a resume
+    ack_s: float = 1.0  # accepted audio between two acks
+    audio_s: float = 4 * 3600.0  # longest session
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A message, and what a newer one would replace: `partial 3` by a newer partial or the final of segment 3."""
+
+    seq: int
+    key: str  # empty: never replaced
+    message: Message
+
+
+class Session:
+    """The state of one session. `receive_*` for what the client says, `deliver` for what the engine says."""
+
+    def __init__(self, session_id: str, start: Start, limits: SessionLimits | None = None) -> None:
+        self.session_id = session_id
+        self.start = start
+        self.limits = limits or SessionLimits()
+        self.config = start.config()
+        self.intake = Intake(start.sample_rate, start.encoding, start.channels)
+        self.seq = 0
+        self.unsent: deque[Entry] = deque()
+        self.sent: deque[Entry] = deque()  # for a resume
+        self.forgotten_seq = 0  # newest message that must not be missed, but can no longer be said again
+        self.n_pushed = 0  # 16 kHz samples handed to the scheduler
+        self.n_processed = 0
+        self.n_flushes = 0
+        self.told_lag_s = 0.0
+        self.acked_s = 0.0
+        self.is_ended = False  # the client may send nothing more
+        self.close: tuple[int, str] | None = None  # the close code once everything has been sent
+        self.greeting: Message | None = self.ready(self.next_seq())
+
+    # The client's side
+
+    def receive_bytes(self, data: bytes) -> list[Item]:
+        """Audio of any length. Returns what the scheduler shall do."""
+        if self.is_ended:
+            self.error("after_end", "audio after end is not transcribed; start a new session")
+            return []
+        samples, gaps = self.intake.push(data)
+        for gap in gaps:
+            self.say(native.gap_message(gap))
+            self.error("bad_samples", gap.reason)
+        self.n_pushed += len(samples)
+        self.acknowledge()
+        self.watch_lag()
+        items: list[Item] = [samples] if len(samples) else []
+        if self.intake.accepted_s >= self.limits.audio_s:
+            self.error("session_limit", f"a session may hold {self.limits.audio_s:g} s of audio; start a new one")
+            items += self.finish()
+        return items
+
+    def receive_text(self, text: str) -> list[Item]:
+        """A text message. A wrong one is answered by an error, and the session goes on."""
+        try:
+            message = native.parse(text, self.start)
+        except ProtocolError as e:
+            self.error(e.code, str(e))
+            return []
+        if isinstance(message, native.Flush):
+            if self.is_ended:
+                self.error("after_end", "flush after end has nothing left to do")
+                return []
+            self.n_flushes += 1
+            return [Command.FLUSH]
+        if isinstance(message, native.End):
+            return self.finish()
+        self.error("already_started", "start and resume are the first message of a connection only")
+        return []
+
+    def finish(self) -> list[Item]:
+        """No more audio: at the client's wish, or ours. Its tail is still transcribed."""
+        if self.is_ended:
+            return []
+        self.is_ended = True
+        tail = self.intake.finish()
+        self.n_pushed += len(tail)
+        return [tail, Command.FINISH] if len(tail) else [Command.FINISH]
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether no more should be read from the client until this turns False."""
+        return self.backlog_s > self.limits.backlog_s or len(self.unsent) > self.limits.unsent
+
+    @property
+    def backlog_s(self) -> float:
+        """Seconds of audio that wait for the model, without those it needs as context anyway."""
+        waiting = self.n_pushed - self.n_processed - (self.config.hop + self.config.right) * HOP
+        return max(0, waiting) / SAMPLE_RATE
+
+    # The engine's side
+
+    def deliver(self, outputs: Sequence[Output]) -> None:
+        """Turns what the scheduler says into messages."""
+        for output in outputs:
+            if isinstance(output, Progress):
+                self.n_processed = output.n_processed
+                self.watch_lag()
+            elif isinstance(output, Transcript):
+                self.tell(output)
+            elif isinstance(output, Gap):
+                self.say(native.gap_message(output))
+            elif isinstance(output, Flushed):
+                self.say({"type": "flushed"})
+            elif isinstance(output, Finished):
+                self.say({"type": "end"})
+                self.close = self.close or (NORMAL, "")
+            elif isinstance(output, Failed):
+                self.fail(output.code, output.message, INTERNAL)
+
+    def tell(self, transcript: Transcript) -> None:
+        key = f"partial {transcript.segment}"
+        if transcript.is_final:
+            self.drop(key)
+            self.say(native.transcript_message(transcript, self.start.words))
+        elif self.start.partials:
+            self.say(native.transcript_message(transcript, self.start.words), key)
+
+    def fail(self, code: str, message: str, close_code: int = POLICY) -> None:
+        """The session is over, after what it has already to say."""
+        self.is_ended = True
+        if self.close is None:
+            self.error(code, message)
+            self.close = (close_code, code)
+
+    def error(self, code: str, message: str) -> None:
+        # The same complaint need not queue up: of those unread, the newest is enough.
+        self.say(native.error_message(code, message), f"error {code}")
+
+    def watch_lag(self) -> None:
+        """Tells the client when the backlog doubles, and when it is gone."""
+        behind = self.backlog_s
+        if behind >= max(self.limits.lag_s, 2 * self.told_lag_s):
+            self.told_lag_s = behind
+            self.say({"type": "lag", "lag_s": round(behind, 3)}, "lag")
+        elif self.told_lag_s and behind < self.limits.lag_s / 2:
+            self.told_lag_s = 0.0
+            self.say({"type": "lag", "lag_s": 0.0}, "lag")
+
+    def acknowledge(self) -> None:
+        if self.start.acks and self.intake.accepted_s >= self.acked_s + self.limits.ack_s:
+            self.say({"type": "ack"}, "ack")
+
+    # Messages out
+
+    def next_seq(self) -> int:
+        self.seq += 1
+        return self.seq
+
+    def say(self, message: Message, key: str = "") -> None:
+        """Queues a message; an unread one of the same key makes way."""
+        if key:
+            self.drop(key)
+        self.acked_s = self.intake.accepted_s
+        seq = self.next_seq()
+        self.unsent.append(Entry(seq, key, {**message, "seq": seq, "audio_s": self.acked_s}))
+
+    def drop(self, key: str) -> None:
+        """Forgets what something newer replaces."""
+        for entries in (self.unsent, self.sent):
+            for entry in [entry for entry in entries if entry.key == key]:
+                entries.remove(entry)
+
+    def next_message(self) -> Message | None:
+        """The message to send now; it counts as sent. None where there is nothing to say."""
+        if self.greeting is not None:
+            greeting, self.greeting = self.greeting, None
+            return greeting
+        if not self.unsent:
+            return None
+        entry = self.unsent.popleft()
+        self.sent.append(entry)
+        while len(self.sent) > self.limits.replay:
+            old = self.sent.popleft()
+            self.forgotten_seq = self.forgotten_seq if old.key else old.seq
+        return entry.message
+
+    @property
+    def is_over(self) -> bool:
+        """Everything has been said, and the connection may be closed with `close`."""
+        return self.close is not None and self.greeting is None and not self.unsent
+
+    # Resume
+
+    def ready(self, seq: int) -> Message:
+        """The first message of a connection. `samples` and `flushes` say what need not be sent again."""
+        return {
+            "type": "ready",
+            "session": self.session_id,
+            "seq": seq,
+            "audio_s": self.intake.accepted_s,
+            "samples": self.intake.n_frames,
+            "flushes": self.n_flushes,
+            "is_ended": self.is_ended,
+            "model": self.start.model,
+            "sample_rate": self.start.sample_rate,
+            "encoding": self.start.encoding,
+            "channels": self.start.channels,
+            "latency": self.start.latency,
+            "latency_ms": self.config.algorithmic_latency_ms,
+        }
+
+    def resume(self, seq: int) -> None:
+        """A new connection takes over: what came after `seq` is sent again, `ready` before it.
+
+        Raises:
+            ProtocolError: `seq` was never sent, or what followed is no longer kept.
+        """
+        if seq > self.seq:
+            raise ProtocolError("bad_resume", f"Expected the seq of a message sent, at most {self.seq}. Found: {seq}")
+        if seq < self.forgotten_seq:
+            raise ProtocolError("replay_lost", f"messages up to {self.forgotten_seq} are no longer kept. Found: {seq}")
+        while self.sent and (entry := self.sent.pop()).seq > seq:
+            self.unsent.appendleft(entry)
+        self.sent.clear()  # seen by the client
+        self.intake.forget_partial_frame()
+        self.greeting = self.ready(seq)

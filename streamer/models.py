@@ -1,0 +1,42 @@
+"""`streamer models`: what is there, what it is, and fetching more from the hub."""
+
+from __future__ import annotations
+
+from core.checkpoint import resolve
+from core.configuration import Wav2Vec2Config
+from core.tokenizer import Wav2Vec2Tokenizer
+
+KNOWN = {
+    "streamer-en": "English, ships with this package; no download",
+    "facebook/wav2vec2-base-960h": "English, 94 M parameters",
+    "facebook/wav2vec2-large-960h-lv60-self": "English, 315 M parameters, the most accurate of these",
+}
+
+
+def list_models() -> str:
+    """A line a model. Any Wav2Vec2 CTC checkpoint of the hub, or a directory in its layout, works as well."""
+    width = max(map(len, KNOWN))
+    lines = [f"{name:{width}}  {text}" for name, text in KNOWN.items()]
+    return "\n".join([*lines, "any other Wav2Vec2 CTC checkpoint: --model OWNER/NAME or --model DIRECTORY"])
+
+
+def download(name: str) -> str:
+    """Fetches a hub checkpoint into the hub's cache; the directory."""
+    return str(resolve(name))
+
+
+def info(name: str) -> str:
+    directory = resolve(name)
+    config = Wav2Vec2Config.load(directory)
+    tokenizer = Wav2Vec2Tokenizer.from_pretrained(directory)
+    return "\n".join(
+        [
+            f"name        {name}",
+            f"directory   {directory}",
+            f"encoder     {config.num_hidden_layers} layers of {config.hidden_size}, "
+            f"{'pre' if config.do_stable_layer_norm else 'post'}-norm",
+            f"extractor   {len(config.conv_dim)} convolutions, {config.feat_extract_norm} norm",
+            f"vocabulary  {config.vocab_size} tokens",
+            f"input       {'normalised' if tokenizer.do_normalize else 'as it is'}, {tokenizer.sampling_rate} Hz",
+        ]
+    )

@@ -59,7 +59,8 @@ class Session:
         self.told_lag_s = 0.0
         self.acked_s = 0.0
         self.is_ended = False  # the client may send nothing more
-        self.close: tuple[int, str] | None = None  # the close code once everything has been sent
+        self.farewell = (NORMAL, "")  # the close code and reason after `end`
+        self.close: tuple[int, str] | None = None  # the same, once there is nothing more to wait for
         self.greeting: Message | None = self.ready(self.next_seq())
 
     # The client's side
@@ -71,7 +72,7 @@ class Session:
             return []
         samples, gaps = self.intake.push(data)
         for gap in gaps:
-            self.say(native.gap_message(gap))
+            self.say(native.event_message(gap, False))
             self.error("bad_samples", gap.reason)
         self.n_pushed += len(samples)
         self.acknowledge()
@@ -131,12 +132,12 @@ class Session:
             elif isinstance(output, Transcript):
                 self.tell(output)
             elif isinstance(output, Gap):
-                self.say(native.gap_message(output))
+                self.say(native.event_message(output, False))
             elif isinstance(output, Flushed):
                 self.say({"type": "flushed"})
             elif isinstance(output, Finished):
                 self.say({"type": "end"})
-                self.close = self.close or (NORMAL, "")
+                self.close = self.close or self.farewell
             elif isinstance(output, Failed):
                 self.fail(output.code, output.message, INTERNAL)
 
@@ -144,9 +145,9 @@ class Session:
         key = f"partial {transcript.segment}"
         if transcript.is_final:
             self.drop(key)
-            self.say(native.transcript_message(transcript, self.start.words))
+            self.say(native.event_message(transcript, self.start.words))
         elif self.start.partials:
-            self.say(native.transcript_message(transcript, self.start.words), key)
+            self.say(native.event_message(transcript, self.start.words), key)
 
     def fail(self, code: str, message: str, close_code: int = POLICY) -> None:
         """The session is over, after what it has already to say."""

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from core.audio import ENCODINGS, HOP, SAMPLE_RATE
+from core.captions import event_object
 from core.endpoint import EndpointConfig
 from core.engine import LATENCIES, StreamConfig
-from core.transcript import Gap, Transcript, Word
+from core.transcript import Event
 
 Message = dict[str, object]
 
@@ -159,34 +160,12 @@ def _flag(options: Mapping[str, object], name: str, default: bool) -> bool:
     return value
 
 
-def transcript_message(transcript: Transcript, with_words: bool) -> Message:
-    """A `partial` or a `final`."""
-    message: Message = {
-        "type": "final" if transcript.is_final else "partial",
-        "segment": transcript.segment,
-        "text": transcript.text,
-        "start_s": transcript.start_s,
-        "end_s": transcript.end_s,
-    }
-    if not transcript.is_final:
-        message["n_committed_words"] = transcript.n_committed_words
-    if with_words:
-        message["words"] = [word_message(word) for word in transcript.words]
+def event_message(event: Event, with_words: bool) -> Message:
+    """A `partial`, `final` or `gap`: the line that `--format jsonl` prints for it."""
+    message: Message = event_object(event, 0.0)
+    if not with_words:
+        message.pop("words", None)
     return message
-
-
-def word_message(word: Word) -> Message:
-    return {
-        "word": word.text,
-        "start_s": word.start_s,
-        "end_s": word.end_s,
-        "confidence": round(word.confidence, 4),
-        "is_committed": word.is_committed,
-    }
-
-
-def gap_message(gap: Gap) -> Message:
-    return {"type": "gap", "start_s": gap.start_s, "end_s": gap.end_s, "reason": gap.reason}
 
 
 def error_message(code: str, message: str) -> Message:

@@ -1,0 +1,283 @@
+"""All live sessions of one server: admission, their connections, lingering after a broken one, and the drain.
+
+Each session has one job in the scheduler and at most one connection. A connection only moves data between its
+socket and the session; where a session is behind, its socket is not read, so nothing piles up and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import secrets
+from collections import Counter
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from core.transcript import Gap
+from streamer.metrics import Metrics
+from streamer.protocols.native import ProtocolError, Start
+from streamer.scheduler import Failed, Job, Output, Scheduler
+from streamer.session import Session, SessionLimits
+
+logger = logging.getLogger(__name__)
+
+TRY_LATER, GOING_AWAY, REPLACED = 1013, 1001, 4001  # close codes
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one server allows."""
+
+    sessions: int = 32  # that are transcribed, or wait for a resume
+    sessions_per_client: int | None = None  # of one key or, without keys, one address
+    resume_s: float = 30.0  # a session waits this long for its client to come back
+    start_s: float = 10.0  # from a connection to its first message
+    idle_s: float = 60.0  # without any message
+    message_bytes: int = 1 << 20
+    drain_s: float = 20.0  # for the last words at shutdown
+    session: SessionLimits = field(default_factory=SessionLimits)
+
+    def __post_init__(self) -> None:
+        if self.sessions < 1:
+            raise ValueError(f"Expected room for at least 1 session. Found: {self.sessions}")
+
+
+class Busy(Exception):
+    """No room for another session now."""
+
+
+@dataclass(eq=False)
+class Live:
+    """A session with what surrounds it. Belongs to the event loop."""
+
+    session: Session
+    owner: str
+    job: Job | None = None
+    talk: asyncio.Event = field(default_factory=asyncio.Event)  # there may be a message to send
+    room: asyncio.Event = field(default_factory=asyncio.Event)  # the session may no longer be behind
+    replaced: asyncio.Event | None = None  # of the present connection: another has taken over
+    timer: asyncio.TimerHandle | None = None  # runs while no connection is there
+
+    def deliver(self, outputs: Sequence[Output]) -> None:
+        self.session.deliver(outputs)
+        self.talk.set()
+        self.room.set()
+
+
+class Hub:
+    """The sessions of one server. All methods belong to its event loop."""
+
+    def __init__(self, scheduler: Scheduler, limits: Limits, metrics: Metrics) -> None:
+        self.scheduler = scheduler
+        self.limits = limits
+        self.metrics = metrics
+        self.live: dict[str, Live] = {}
+        self.is_draining = False
+        self.empty = asyncio.Event()  # or not worth waiting for
+        self.loop: asyncio.AbstractEventLoop | None = None  # while it drains
+        metrics.sessions.set_function(lambda: sum(live.job is not None for live in self.live.values()))
+        metrics.lingering.set_function(lambda: sum(live.timer is not None for live in self.live.values()))
+        metrics.lag.set_function(lambda: max((live.session.backlog_s for live in self.live.values()), default=0.0))
+
+    # Sessions
+
+    def check_room(self, owner: str) -> None:
+        """Raises Busy where a new session of this owner would be one too many."""
+        if self.is_draining:
+            raise Busy("the server is shutting down; use another, or come back later")
+        running = [live for live in self.live.values() if live.job is not None]
+        if len(running) >= self.limits.sessions:
+            raise Busy(f"all {self.limits.sessions} sessions are taken; come back later")
+        most = self.limits.sessions_per_client
+        if most is not None and Counter(live.owner for live in running)[owner] >= most:
+            raise Busy(f"this client has {most} sessions already, as many as it may; end one first")
+
+    def open(self, start: Start, owner: str) -> Live:
+        """A new session.
+
+        Raises:
+            Busy: there is no room for it.
+        """
+        self.check_room(owner)
+        session = Session(secrets.token_urlsafe(24), start, self.limits.session)
+        live = Live(session, owner)
+        loop = asyncio.get_running_loop()
+
+        def deliver(outputs: Sequence[Output]) -> None:
+            loop.call_soon_threadsafe(self.deliver, live, outputs)
+
+        live.job = self.scheduler.open(session.config, deliver)
+        self.live[session.session_id] = live
+        self.metrics.started.inc()
+        return live
+
+    def find(self, session_id: str, seq: int) -> Live:
+        """The session that a client comes back to.
+
+        Raises:
+            ProtocolError: there is none such, or what the client missed is no longer kept.
+        """
+        live = self.live.get(session_id)
+        if live is None:
+            seconds = f"{self.limits.resume_s:g}"
+            raise ProtocolError("unknown_session", f"no such session; it is kept for {seconds} s, then start a new one")
+        # In one breath with `resume`: the old connection, where it still stands, moves nothing more.
+        live.session.resume(seq)
+        if live.replaced is not None:
+            live.replaced.set()
+            live.replaced = None
+        if live.timer is not None:
+            live.timer.cancel()
+            live.timer = None
+        self.metrics.resumed.inc()
+        return live
+
+    def deliver(self, live: Live, outputs: Sequence[Output]) -> None:
+        for output in outputs:
+            self.metrics.gaps.inc(isinstance(output, Gap))
+            self.metrics.failures.inc(isinstance(output, Failed))
+        live.deliver(outputs)
+
+    def drop(self, live: Live) -> None:
+        """Forgets a session."""
+        if live.timer is not None:
+            live.timer.cancel()
+            live.timer = None
+        self.live.pop(live.session.session_id, None)
+        if live.job is not None:
+            self.scheduler.cancel(live.job)
+            live.job = None
+        if not self.live:
+            self.empty.set()
+
+    def trim(self) -> None:
+        """Forgets the oldest finished sessions where there are more of them than may run."""
+        finished = [live for live in self.live.values() if live.job is None and live.timer is not None]
+        for live in finished[: max(0, len(finished) - self.limits.sessions)]:
+            self.drop(live)
+
+    # Connections
+
+    async def serve(self, socket: WebSocket, live: Live) -> None:
+        """Moves messages until the session or the connection ends. A broken connection leaves the session behind."""
+        replaced = live.replaced = asyncio.Event()
+        live.talk.set()
+        try:
+            ended = await first_of(
+                self.read(socket, live, replaced), self.write(socket, live, replaced), replaced.wait()
+            )
+        except WebSocketDisconnect:
+            ended = 0
+        if live.replaced is not replaced:
+            await close(socket, REPLACED, "another connection has resumed this session")
+            return
+        live.replaced = None
+        loop = asyncio.get_running_loop()
+        if ended == 1 and live.job is not None:
+            self.scheduler.cancel(live.job)
+            live.job = None
+        if self.is_draining:
+            self.drop(live)
+        else:  # a client that missed the last words may come back for them, too
+            live.timer = loop.call_later(self.limits.resume_s, self.drop, live)
+            self.trim()
+        if ended == 1:
+            await close(socket, *(live.session.close or (1000, "")))
+
+    async def read(self, socket: WebSocket, live: Live, replaced: asyncio.Event) -> None:
+        """Hands over what the client sends; returns when it has gone."""
+        session = live.session
+        while True:
+            while session.is_behind:
+                live.room.clear()
+                await live.room.wait()
+            message: Mapping[str, Any] | None = None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if session.is_ended else self.limits.idle_s):
+                    message = await socket.receive()
+            if live.replaced is not replaced or message is not None and message["type"] == "websocket.disconnect":
+                return
+            before_s = session.intake.accepted_s
+            if message is None:
+                seconds = f"{self.limits.idle_s:g}"
+                session.error("idle", f"no message came for {seconds} s; the session ends, start a new one")
+                items = session.finish()
+            elif (data := message.get("bytes")) is not None:
+                items = session.receive_bytes(data)
+            else:
+                items = session.receive_text(message["text"])
+            self.metrics.audio.inc(session.intake.accepted_s - before_s)
+            if live.job is not None:
+                self.scheduler.submit(live.job, items)
+            live.talk.set()
+
+    async def write(self, socket: WebSocket, live: Live, replaced: asyncio.Event) -> None:
+        """Sends what there is to say; returns when the session is over."""
+        session = live.session
+        while True:
+            live.talk.clear()
+            while live.replaced is replaced and (message := session.next_message()) is not None:
+                try:
+                    await socket.send_text(json.dumps(message, ensure_ascii=False))
+                except (RuntimeError, OSError) as e:  # how uvicorn and starlette tell a closed connection
+                    raise WebSocketDisconnect(1006) from e
+                live.room.set()
+            if session.is_over:
+                return
+            await live.talk.wait()
+
+    # The end
+
+    async def drain(self) -> None:
+        """Takes no more sessions, and finishes those that are there: every accepted sample is transcribed."""
+        self.is_draining = True
+        self.loop = asyncio.get_running_loop()
+        self.empty.clear()
+        for live in list(self.live.values()):
+            if live.replaced is None:
+                self.drop(live)  # nobody is listening
+                continue
+            if live.session.close is None and live.job is not None:
+                live.session.error("shutdown", "the server is shutting down; the last words follow")
+                live.session.farewell = (GOING_AWAY, "shutdown")
+                self.scheduler.submit(live.job, live.session.finish())
+                live.talk.set()
+        if not self.live:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.limits.drain_s):
+                await self.empty.wait()
+        for live in list(self.live.values()):
+            self.drop(live)
+
+    def give_up(self) -> None:
+        """Ends a drain before its time; may be called from a signal handler."""
+        if self.loop is not None:
+            self.loop.call_soon_threadsafe(self.empty.set)
+
+
+async def close(socket: WebSocket, code: int, reason: str) -> None:
+    try:
+        await socket.close(code, reason)
+    except (WebSocketDisconnect, RuntimeError, OSError):  # it has gone already
+        logger.debug("the connection had gone before its close")
+
+
+async def first_of(*coroutines: Coroutine[object, object, object]) -> int:
+    """Runs all until one ends, and cancels the others; the index of the first to end, whose error is raised."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    # An orderly end of writing counts before the client's leaving, which often comes with it.
+    index = max(i for i, task in enumerate(tasks) if task in done)
+    await tasks[index]
+    return index

@@ -1,0 +1,328 @@
+"""The ASGI app: routes, access, health and metrics; and `streamer serve`, which runs it with uvicorn.
+
+The app holds no audio of its own: sessions live in `Hub`, the model in the scheduler's thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import socket
+import ssl
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+import clients
+from core.acoustic import AcousticModel
+from core.engine import Engine
+from streamer.auth import Access, carried_keys, choose_subprotocol, is_loopback_name
+from streamer.hub import TRY_LATER, Busy, Hub, Limits, close
+from streamer.metrics import Metrics
+from streamer.protocols import native
+from streamer.protocols.native import ProtocolError, Resume, Start
+from streamer.scheduler import Scheduler
+from streamer.session import POLICY
+
+PAGE = Path(clients.__file__).parent / "web"
+PAGE_FILES = {"/": "index.html", "/app.js": "app.js", "/worklet.js": "worklet.js", "/style.css": "style.css"}
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+ACCESS_OPTIONS = ("token", "api_key")  # of the query string; not for the session
+
+
+class ServerError(Exception):
+    """The server cannot run as asked; the message is for the user."""
+
+
+class App:
+    """The handlers of one app. `hub` lives from the app's startup on."""
+
+    def __init__(self, engine: Engine, defaults: Start, access: Access, limits: Limits) -> None:
+        self.metrics = Metrics()
+        self.scheduler = Scheduler(engine, on_step=self.metrics.on_step)
+        self.defaults = defaults
+        self.access = access
+        self.limits = limits
+        self.hub = Hub(self.scheduler, limits, self.metrics)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        self.scheduler.start()
+        try:
+            yield
+        finally:
+            await self.hub.drain()
+            await asyncio.to_thread(self.scheduler.close)
+
+    def routes(self) -> list[Route | WebSocketRoute]:
+        return [
+            *(Route(path, self.page, methods=["GET"]) for path in PAGE_FILES),
+            Route("/health", self.health, methods=["GET"]),
+            Route("/ready", self.ready, methods=["GET"]),
+            Route("/metrics", self.show_metrics, methods=["GET"]),
+            WebSocketRoute("/v1/stream", self.stream),
+        ]
+
+    # Access
+
+    def refusal(self, connection: HTTPConnection, needs_key: bool = True) -> Response | None:
+        """The answer to a request that may not go on; None where it may."""
+        headers, host = connection.headers, connection.headers.get("host")
+        offered = connection.scope.get("subprotocols", [])
+        if not self.access.check_host(host):
+            return self.refuse(403, "host", f"this server does not go by the name {native.shown(host)}")
+        if not self.access.check_origin(headers.get("origin"), host):
+            return self.refuse(403, "origin", f"pages of {native.shown(headers.get('origin'))} may not use this server")
+        if needs_key and not self.access.check_key(headers, connection.query_params, offered):
+            return self.refuse(401, "key", "expected an API key, as in `Authorization: Bearer KEY`; found no right one")
+        return None
+
+    def refuse(self, status: int, reason: str, message: str, headers: dict[str, str] | None = None) -> Response:
+        self.metrics.refused.labels(reason).inc()
+        return JSONResponse({"error": {"code": reason, "message": message}}, status, headers)
+
+    def owner(self, connection: HTTPConnection) -> str:
+        """Whom a session counts for: the key that let it in, or the address."""
+        if self.access.keys:
+            offered = connection.scope.get("subprotocols", [])
+            carried = set(carried_keys(connection.headers, connection.query_params, offered))
+            return next(f"key {i}" for i, key in enumerate(self.access.keys) if key in carried)
+        return connection.client.host if connection.client else ""
+
+    # HTTP
+
+    async def page(self, request: Request) -> Response:
+        """The page asks for nothing secret: it opens the websocket with the key that its user types."""
+        refused = self.refusal(request, needs_key=False)
+        return refused or FileResponse(PAGE / PAGE_FILES[request.url.path], headers=PAGE_HEADERS)
+
+    async def health(self, request: Request) -> Response:
+        """Whether the process lives."""
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        """Whether a session would be taken now."""
+        try:
+            if not self.scheduler.is_alive:
+                raise Busy("the recogniser has stopped")
+            self.hub.check_room("")
+        except Busy as e:
+            return JSONResponse({"status": "busy", "message": str(e)}, 503)
+        return JSONResponse({"status": "ready", "model": self.defaults.model})
+
+    async def show_metrics(self, request: Request) -> Response:
+        return self.refusal(request) or PlainTextResponse(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    # The native protocol
+
+    async def stream(self, websocket: WebSocket) -> None:
+        """`/v1/stream`. What can be refused is refused by HTTP status, before the websocket is accepted."""
+        refused = self.refusal(websocket)
+        # Without options in the query, the first message may be a resume, which needs no room.
+        if refused is None and (self.hub.is_draining or self.start_options(websocket)):
+            refused = self.refused_for_room(websocket)
+        if refused is not None:
+            await websocket.send_denial_response(refused)
+            return
+        await websocket.accept(choose_subprotocol(websocket.scope["subprotocols"]))
+        try:
+            message = await self.first_message(websocket)
+            if isinstance(message, Resume):
+                live = self.hub.find(message.session, message.seq)
+            else:
+                live = self.hub.open(message, self.owner(websocket))
+        except WebSocketDisconnect:
+            return
+        except ProtocolError as e:
+            self.metrics.refused.labels(e.code).inc()
+            await self.turn_away(websocket, e.code, str(e), POLICY)
+            return
+        except Busy as e:
+            self.metrics.refused.labels("busy").inc()
+            await self.turn_away(websocket, "busy", str(e), TRY_LATER)
+            return
+        await self.hub.serve(websocket, live)
+
+    def refused_for_room(self, websocket: WebSocket) -> Response | None:
+        try:
+            self.hub.check_room(self.owner(websocket))
+        except Busy as e:
+            return self.refuse(503, "busy", str(e), {"retry-after": "5"})
+        return None
+
+    def start_options(self, websocket: WebSocket) -> dict[str, str]:
+        return {name: value for name, value in websocket.query_params.items() if name not in ACCESS_OPTIONS}
+
+    async def first_message(self, websocket: WebSocket) -> Start | Resume:
+        """`start` from the query string or the first message, or `resume`.
+
+        Raises:
+            ProtocolError: it is something else, or did not come in time.
+            WebSocketDisconnect: the client went without a word.
+        """
+        if options := self.start_options(websocket):
+            return native.parse_start(options, self.defaults)
+        try:
+            async with asyncio.timeout(self.limits.start_s):
+                message = await websocket.receive()
+        except TimeoutError as e:
+            seconds = f"{self.limits.start_s:g}"
+            raise ProtocolError("not_started", f"expected start or resume within {seconds} s. Found: nothing") from e
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message["code"])
+        text = message.get("text")
+        if text is None:
+            raise ProtocolError("not_started", 'expected {"type": "start", ...} before audio. Found: a binary message')
+        first = native.parse(text, self.defaults)
+        if not isinstance(first, Start | Resume):
+            raise ProtocolError("not_started", f"expected start or resume first. Found: {type(first).__name__.lower()}")
+        return first
+
+    async def turn_away(self, websocket: WebSocket, code: str, message: str, close_code: int) -> None:
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
+            await websocket.send_json({**native.error_message(code, message), "seq": 1, "audio_s": 0.0})
+        await close(websocket, close_code, code)
+
+
+def create_app(
+    engine: Engine,
+    defaults: Start | None = None,
+    access: Access | None = None,
+    limits: Limits | None = None,
+) -> Starlette:
+    """The app; its startup begins the scheduler's thread, its shutdown drains all sessions."""
+    defaults = defaults or Start(model=engine.model.name)
+    handlers = App(engine, defaults, access or Access(), limits or Limits())
+    app = Starlette(routes=handlers.routes(), lifespan=handlers.lifespan)
+    app.state.hub = handlers.hub
+    return app
+
+
+class Server(uvicorn.Server):
+    """uvicorn that lets every session say its last words before connections are closed, and then returns."""
+
+    def __init__(self, config: uvicorn.Config, hub: Hub) -> None:
+        super().__init__(config)
+        self.hub = hub
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        await self.hub.drain()
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but the signal is not raised again at the end: an orderly stop exits with 0."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {sig: signal.signal(sig, self.stop) for sig in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
+
+    def stop(self, sig: int, frame: FrameType | None) -> None:
+        """Drains; at the second time stops at once."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        if self.force_exit:
+            self.hub.give_up()
+
+
+def make_server(app: Starlette, limits: Limits, tls_cert: str | None = None, tls_key: str | None = None) -> Server:
+    """uvicorn with this app. Its log would show keys in query strings: only warnings are let through."""
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="websockets-sansio",
+        lifespan="on",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws_max_size=limits.message_bytes,
+        ws_ping_interval=20,
+        ws_ping_timeout=60,  # a pong may queue behind audio that is not read yet
+        ws_per_message_deflate=False,
+        timeout_graceful_shutdown=5,
+        limit_concurrency=4 * limits.sessions + 64,  # connections, also those that never say a word
+        ssl_certfile=tls_cert,
+        ssl_keyfile=tls_key,
+    )
+    return Server(config, app.state.hub)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Raises ServerError where the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError) as e:
+        raise ServerError(f"cannot listen on {host} port {port}: {getattr(e, 'strerror', None) or e}") from e
+
+
+def check_exposure(host: str, keys: Sequence[str], allow_public: bool) -> bool:
+    """Whether only this machine can connect.
+
+    Raises:
+        ServerError: others could, and nothing would keep them out.
+    """
+    if any(not key.strip() for key in keys):
+        raise ServerError("--api-key is empty; expected a secret, such as `openssl rand -hex 24` prints")
+    if is_loopback_name(host):
+        return True
+    if not keys and not allow_public:
+        raise ServerError(
+            f"{host} can be reached from other machines, and anybody could use this server: "
+            "set --api-key KEY, or say --allow-public"
+        )
+    return False
+
+
+def run_server(args: argparse.Namespace) -> int:
+    """`streamer serve`: runs until SIGINT or SIGTERM, then drains.
+
+    Raises:
+        ServerError: the options do not go together, or the address cannot be had.
+    """
+    is_loopback = check_exposure(args.host, args.api_key, args.allow_public)
+    if bool(args.tls_key) > bool(args.tls_cert):
+        raise ServerError("--tls-key needs --tls-cert, the certificate that belongs to it")
+    if args.max_sessions < 1:
+        raise ServerError(f"--max-sessions must be at least 1. Found: {args.max_sessions}")
+    listener = listen(args.host, args.port)
+    model = AcousticModel.load(args.model, args.device, args.dtype, args.threads)
+    limits = Limits(sessions=args.max_sessions)
+    access = Access(tuple(args.api_key), is_loopback)
+    app = create_app(Engine(model), Start(model=model.name, latency=args.latency), access, limits)
+    server = make_server(app, limits, args.tls_cert, args.tls_key)
+    try:
+        server.config.load()
+    except (ssl.SSLError, OSError) as e:
+        raise ServerError(f"cannot use {args.tls_cert} for TLS: {e}") from e
+    scheme = "https" if args.tls_cert else "http"
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"streamer: {model.name} at {scheme}://{shown}:{port} (Ctrl+C stops)", file=sys.stderr, flush=True)
+    server.run(sockets=[listener])
+    return 0 if server.started else 1

@@ -1,0 +1,53 @@
+"""A real server over loopback, on planted audio, within the test's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from planted import PlantedModel
+
+from core.engine import Engine
+from streamer.auth import Access
+from streamer.hub import Hub, Limits
+from streamer.server import Server, create_app, listen, make_server
+
+
+@dataclass
+class Serving:
+    port: int
+    hub: Hub
+    server: Server
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/v1/stream"
+
+    async def settled(self) -> None:
+        """Waits until no session is connected or at work."""
+        async with asyncio.timeout(10):
+            while any(live.timer is None for live in self.hub.live.values()):
+                await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    access: Access | None = None, limits: Limits | None = None, model: PlantedModel | None = None
+) -> AsyncIterator[Serving]:
+    limits = limits or Limits()
+    app = create_app(Engine(model or PlantedModel()), access=access, limits=limits)  # type: ignore[arg-type]
+    listener = listen("127.0.0.1", 0)
+    server = make_server(app, limits)
+    task = asyncio.create_task(server._serve([listener]))
+    try:
+        async with asyncio.timeout(10):
+            while not server.started:
+                if task.done():
+                    task.result()
+                await asyncio.sleep(0)
+        yield Serving(listener.getsockname()[1], app.state.hub, server)
+    finally:
+        server.should_exit = True
+        await task

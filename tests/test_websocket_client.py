@@ -1,0 +1,160 @@
+"""The client against a real server over loopback: exact through cuts, clear when it cannot be."""
+
+import asyncio
+import json
+import socket
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from planted import plant
+from serving import serving
+
+from clients.websocket import StreamClient, StreamError, stream_url
+from core.audio import encode_pcm16
+from streamer.auth import Access
+from streamer.connect import run_connect
+from streamer.hub import Limits
+from streamer.session import SessionLimits
+
+TEXTS = ["ONE TWO", "THREE", "FOUR FIVE", "SIX"]
+SPEECH = encode_pcm16(plant("~~".join(TEXTS) + "~~"))
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("ws://h:1", "ws://h:1/v1/stream"),
+        ("http://h:1/", "ws://h:1/v1/stream"),
+        ("https://h/x?latency=low", "wss://h/x?latency=low"),
+    ],
+)
+def test_addresses(url: str, expected: str) -> None:
+    assert stream_url(url) == expected
+
+
+@pytest.mark.parametrize("url", ["h:1", "ftp://h", "ws://", "ws://h:x", "talk.wav"])
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(StreamError, match="ws://HOST:PORT"):
+        stream_url(url)
+
+
+async def transcribe(client: StreamClient, cut_at: list[int]) -> list[dict[str, object]]:
+    """All messages of one session whose connection is torn at these bytes."""
+    messages = []
+    async with asyncio.timeout(20), client:
+        start = 0
+        for cut in [*cut_at, len(SPEECH)]:
+            await client.send(SPEECH[start:cut])
+            if cut < len(SPEECH):
+                while client.position < client.total:  # let it go out, then tear the connection
+                    await asyncio.sleep(0)
+                assert client.connection is not None
+                client.connection.transport.abort()
+            start = cut
+        await client.flush()
+        await client.end()
+        async for message in client:
+            messages.append(message)
+    return messages
+
+
+def lasting(messages: list[dict[str, object]]) -> list[object]:
+    return [(m["text"], m["words"]) if m["type"] == "final" else m["type"] for m in messages if m["type"] != "partial"]
+
+
+def test_a_torn_connection_changes_nothing() -> None:
+    async def run() -> None:
+        async with serving() as server:
+            whole = await transcribe(StreamClient(server.url), [])
+            assert [m["text"] for m in whole if m["type"] == "final"] == TEXTS
+            assert [m["type"] for m in whole][-2:] == ["flushed", "end"]
+            client = StreamClient(server.url)
+            torn = await transcribe(client, [1001, 50_001, 50_002, 120_000])
+            assert client.n_resumes >= 3
+            assert lasting(torn) == lasting(whole)
+            seqs = [int(str(m["seq"])) for m in torn]
+            assert seqs == sorted(set(seqs))
+            assert client.kept == b""
+            assert torn[-1]["audio_s"] == whole[-1]["audio_s"] == round(len(SPEECH) / 32000, 6)
+
+    asyncio.run(run())
+
+
+def test_a_session_that_is_no_longer_kept_is_an_error() -> None:
+    async def run() -> None:
+        async with serving(limits=Limits(resume_s=0.0)) as server:
+            client = StreamClient(server.url)
+            with pytest.raises(StreamError, match="no such session"):
+                await transcribe(client, [50_000])
+
+    asyncio.run(run())
+
+
+def test_the_reasons_of_a_refusal_are_told() -> None:
+    async def run() -> None:
+        async with serving(Access(keys=("right",)), Limits(sessions=1)) as server:
+            with pytest.raises(StreamError, match="HTTP 401: expected an API key"):
+                await StreamClient(server.url, api_key="wrong").__aenter__()
+            with pytest.raises(StreamError, match="low, balanced, accurate"):
+                await StreamClient(server.url, api_key="right", options={"latency": "fast"}).__aenter__()
+            async with StreamClient(server.url, api_key="right"):
+                with pytest.raises(StreamError, match="all 1 sessions are taken"):
+                    await StreamClient(server.url, api_key="right").__aenter__()
+
+    asyncio.run(run())
+
+
+def test_nobody_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(StreamError, match="cannot connect"):
+        asyncio.run(StreamClient(f"ws://127.0.0.1:{port}").__aenter__())
+
+
+def test_shutdown_ends_with_the_last_words() -> None:
+    async def run() -> None:
+        messages = []
+        async with serving() as server, asyncio.timeout(20):
+            async with StreamClient(server.url) as client:
+                await client.send(SPEECH)
+                while client.position < client.total:
+                    await asyncio.sleep(0)
+                await client.flush()
+                async for message in client:
+                    messages.append(message)
+                    if message["type"] == "flushed":
+                        await client.send(encode_pcm16(plant("SEVEN")))
+                        while client.acked < client.total:
+                            await asyncio.sleep(0.01)
+                            await client.send(b"\0\0" * 16000)
+                        break
+                server.server.should_exit = True
+                with pytest.raises(StreamError, match="shutting down"):
+                    async for message in client:
+                        messages.append(message)
+        assert messages[-1]["type"] == "end"
+        assert len([m for m in messages if m["type"] == "final"]) == len(TEXTS) + 1
+
+    asyncio.run(run())
+
+
+def test_connect_prints_as_a_file_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.frombuffer(SPEECH, "<i2"), 16000)
+    args = {"mic": False, "sample_rate": 16000, "encoding": "pcm_s16le", "realtime": False, "output": None}
+    args |= {"partials": False, "api_key": None, "latency": "balanced", "input_device": None}
+
+    async def run(kind: str) -> int:
+        async with serving(limits=Limits(session=SessionLimits(backlog_s=2.0))) as server:
+            return await asyncio.to_thread(run_connect, Namespace(url=server.url, file=str(path), format=kind, **args))
+
+    assert asyncio.run(run("text")) == 0
+    assert capsys.readouterr().out == "".join(text + "\n" for text in TEXTS)
+    assert asyncio.run(run("json")) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [segment["text"] for segment in result["segments"]] == TEXTS
+    assert result["model"] == "planted"
+    assert result["duration_s"] == round(len(SPEECH) / 32000, 3)

@@ -285,7 +285,7 @@ class StreamClient:
             self.wake.set()
 
 
-def refusal_of(body: bytes | None) -> str:
+def refusal_of(body: bytes | bytearray | None) -> str:
     """The server's words about a refused connection, if it had any."""
     with contextlib.suppress(ValueError, TypeError, KeyError):
         return f": {json.loads(body or b'')['error']['message']}"

@@ -36,7 +36,13 @@ from streamer.scheduler import Scheduler
 from streamer.session import POLICY
 
 PAGE = Path(clients.__file__).parent / "web"
-PAGE_FILES = {"/": "index.html", "/app.js": "app.js", "/worklet.js": "worklet.js", "/style.css": "style.css"}
+PAGE_FILES = {
+    "/": "index.html",
+    "/app.js": "app.js",
+    "/worklet.js": "worklet.js",
+    "/style.css": "style.css",
+    "/icon.svg": "icon.svg",
+}
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "x-content-type-options": "nosniff",

@@ -1,0 +1,361 @@
+"""The server over loopback: access, limits, health, and what broken clients do to others."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import urllib.error
+import urllib.request
+from argparse import Namespace
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from planted import PlantedModel, plant
+from serving import Serving, serving
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.typing import Subprotocol
+
+from core.audio import Samples, encode_pcm16
+from streamer.auth import Access, choose_subprotocol
+from streamer.hub import Limits
+from streamer.server import ServerError, check_exposure, listen
+from streamer.session import SessionLimits
+
+START = '{"type": "start"}'
+SPEECH = encode_pcm16(plant("HELLO WORLD~~"))
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(30):
+            await test
+
+    asyncio.run(bounded())
+
+
+async def messages(connection: ClientConnection) -> list[dict[str, Any]]:
+    """All that comes until the close."""
+    everything = []
+    with contextlib.suppress(ConnectionClosed):
+        async for text in connection:
+            everything.append(json.loads(text))
+    return everything
+
+
+async def get(url: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
+    def fetch() -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, headers=headers or {}), timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as e:
+            with e:
+                return e.code, e.read().decode()
+
+    return await asyncio.to_thread(fetch)
+
+
+async def refused(url: str, **options: Any) -> tuple[int, str]:
+    with pytest.raises(InvalidStatus) as caught:
+        await connect(url, **options)
+    return caught.value.response.status_code, (caught.value.response.body or b"").decode()
+
+
+async def transcribe(server: Serving, data: bytes = SPEECH, **options: Any) -> list[str]:
+    async with connect(server.url, **options) as connection:
+        await connection.send(START)
+        await connection.send(data)
+        await connection.send('{"type": "end"}')
+        texts = [m["text"] for m in await messages(connection) if m["type"] == "final"]
+        assert connection.close_code == 1000
+        return texts
+
+
+def test_a_session_as_a_plain_client_sees_it() -> None:
+    async def test() -> None:
+        async with serving() as server, connect(server.url) as connection:
+            await connection.send('{"type": "start", "latency": "low"}')
+            await connection.send(SPEECH[:1001])
+            await connection.send(SPEECH[1001:])
+            await connection.send('{"type": "flush"}')
+            await connection.send("nonsense")
+            await connection.send('{"type": "end"}')
+            all_of_it = await messages(connection)
+            assert connection.close_code == 1000
+        ready, *rest = all_of_it
+        assert ready["type"] == "ready"
+        assert len(ready["session"]) >= 32
+        assert (ready["latency"], ready["latency_ms"], ready["model"]) == ("low", 500, "planted")
+        kinds = [m["type"] for m in rest if m["type"] not in ("partial", "lag", "error")]
+        assert kinds == ["final", "flushed", "end"]
+        (final,) = (m for m in rest if m["type"] == "final")
+        assert final["text"] == "HELLO WORLD"
+        assert [word["word"] for word in final["words"]] == ["HELLO", "WORLD"]
+        assert [m["code"] for m in rest if m["type"] == "error"] == ["bad_json"]
+        assert rest[-1]["audio_s"] == round(len(SPEECH) / 32000, 6)
+
+    run(test())
+
+
+def test_options_in_the_query() -> None:
+    async def test() -> None:
+        async with serving() as server:
+            url = f"{server.url}?sample_rate=16000&partials=false&words=0"
+            async with connect(url) as connection:
+                await connection.send(SPEECH)
+                await connection.send('{"type": "end"}')
+                kinds = [m["type"] for m in await messages(connection)]
+                assert set(kinds) - {"lag"} == {"ready", "final", "end"}
+            async with connect(f"{server.url}?sample_rate=1") as connection:
+                (error,) = await messages(connection)
+                assert (error["code"], connection.close_code) == ("bad_option", 1008)
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("first", "code"),
+    [(b"\0\0", "not_started"), ('{"type": "end"}', "not_started"), ("x", "bad_json"), ("", "bad_json")],
+)
+def test_a_wrong_beginning(first: str | bytes, code: str) -> None:
+    async def test() -> None:
+        async with serving() as server, connect(server.url) as connection:
+            await connection.send(first)
+            (error,) = await messages(connection)
+            assert error["code"] == code
+            assert connection.close_code == 1008
+
+    run(test())
+
+
+def test_keys_in_every_carrier() -> None:
+    async def test() -> None:
+        async with serving(Access(keys=("k-1", "k-2"))) as server:
+            for headers in ("Token k-1", "Bearer k-2", "bearer k-1", "k-2"):
+                assert await transcribe(server, additional_headers={"Authorization": headers}) == ["HELLO WORLD"]
+            for offered in (["token", "k-1"], ["bearer", "k-2"], ["realtime", "openai-insecure-api-key.k-1"]):
+                async with connect(server.url, subprotocols=[Subprotocol(word) for word in offered]) as connection:
+                    assert connection.subprotocol == offered[0]
+            for query in ("token=k-1", "api_key=k-2"):
+                async with connect(f"{server.url}?{query}") as connection:
+                    await connection.send(START)
+                    assert "ready" in str(await connection.recv())
+            for headers in ("Bearer wrong", "Basic k-1", "Bearer "):
+                status, body = await refused(server.url, additional_headers={"Authorization": headers})
+                assert status == 401
+                assert "expected an API key" in body
+                assert "k-1" not in body
+            http = server.url.replace("ws", "http").replace("/v1/stream", "")
+            assert (await get(f"{http}/metrics"))[0] == 401
+            assert (await get(f"{http}/metrics", {"Authorization": "Bearer k-1"}))[0] == 200
+            assert (await get(f"{http}/health"))[0] == 200
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "is_loopback", "allowed"),
+    [
+        (None, "127.0.0.1:8000", True, True),
+        ("http://127.0.0.1:8000", "127.0.0.1:8000", True, True),
+        ("http://localhost:3000", "127.0.0.1:8000", True, True),
+        ("https://evil.example", "127.0.0.1:8000", True, False),
+        ("null", "127.0.0.1:8000", True, False),
+        ("http://[", "127.0.0.1:8000", True, False),
+        ("http://evil.example", "evil.example", True, False),  # rebinding
+        ("https://asr.example", "asr.example", False, True),
+        ("https://evil.example", "asr.example", False, False),
+        ("https://friend.example", "asr.example", False, True),
+        (None, None, True, False),
+    ],
+)
+def test_origin_and_host(origin: str | None, host: str | None, is_loopback: bool, allowed: bool) -> None:
+    access = Access(is_loopback=is_loopback, origins=("https://friend.example",))
+    assert (access.check_host(host) and access.check_origin(origin, host)) == allowed
+
+
+def test_origin_and_host_over_http() -> None:
+    async def test() -> None:
+        async with serving() as server:
+            assert (await refused(server.url, origin="https://evil.example"))[0] == 403
+            http = server.url.replace("ws", "http").replace("/v1/stream", "")
+            status, body = await get(f"{http}/", {"Host": "evil.example"})
+            assert status == 403
+            assert "evil.example" in body
+
+    run(test())
+
+
+def test_subprotocols_never_name_the_key() -> None:
+    assert choose_subprotocol(["realtime", "openai-insecure-api-key.k"]) == "realtime"
+    assert choose_subprotocol(["k"]) is None
+
+
+def test_a_full_server_says_so() -> None:
+    async def test() -> None:
+        async with serving(limits=Limits(sessions=1)) as server:
+            http = server.url.replace("ws", "http").replace("/v1/stream", "")
+            assert (await get(f"{http}/ready"))[0] == 200
+            async with connect(server.url) as first:
+                await first.send(START)
+                await first.recv()
+                assert (await get(f"{http}/ready"))[0] == 503
+                assert (await refused(f"{server.url}?sample_rate=8000"))[0] == 503
+                async with connect(server.url) as second:
+                    await second.send(START)
+                    (error,) = await messages(second)
+                    assert (error["code"], second.close_code) == ("busy", 1013)
+                await first.send('{"type": "end"}')
+                await messages(first)
+            assert await transcribe(server) == ["HELLO WORLD"]  # finished sessions take no room
+
+    run(test())
+
+
+def test_sessions_of_one_client_are_bounded() -> None:
+    async def test() -> None:
+        async with serving(limits=Limits(sessions_per_client=1)) as server, connect(server.url) as first:
+            await first.send(START)
+            await first.recv()
+            async with connect(server.url) as second:
+                await second.send(START)
+                (error,) = await messages(second)
+                assert "has 1 sessions already" in error["message"]
+
+    run(test())
+
+
+def test_idle_and_silent_clients_are_let_go() -> None:
+    async def test() -> None:
+        async with serving(limits=Limits(idle_s=0.01, start_s=0.01)) as server:
+            async with connect(server.url) as silent:
+                assert [m["code"] for m in await messages(silent)] == ["not_started"]
+            async with connect(server.url) as idle:
+                await idle.send(START)
+                kinds = [m["type"] for m in await messages(idle)]
+                assert kinds in (["ready", "error", "end"], ["error"])
+
+    run(test())
+
+
+def test_messages_are_bounded() -> None:
+    async def test() -> None:
+        async with serving(limits=Limits(message_bytes=1000)) as server, connect(server.url) as connection:
+            await connection.send(START)
+            await connection.send(bytes(1001))
+            with pytest.raises(ConnectionClosed):
+                while True:
+                    await connection.recv()
+            assert connection.close_code == 1009
+
+    run(test())
+
+
+class FragileModel(PlantedModel):
+    def emit(self, windows: Sequence[Samples]) -> list[np.ndarray]:
+        if any((np.rint(window[::320] * 64) == 27).any() for window in windows):
+            raise RuntimeError("secret detail")
+        return super().emit(windows)
+
+
+def test_one_broken_session_leaves_the_others_alone(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with serving(model=FragileModel()) as server:
+            good = asyncio.gather(*(transcribe(server) for _ in range(3)))
+            async with connect(server.url) as connection:
+                await connection.send(START)
+                await connection.send(encode_pcm16(plant("ZOO~~")))
+                *_, error = await messages(connection)
+                assert (error["code"], connection.close_code) == ("internal", 1011)
+                assert "secret" not in error["message"]
+            assert await good == [["HELLO WORLD"]] * 3
+
+    run(test())
+
+
+def test_abrupt_clients_and_slow_readers() -> None:
+    async def test() -> None:
+        limits = Limits(resume_s=0.0, session=SessionLimits(backlog_s=1.0))
+        async with serving(limits=limits) as server:
+            stalled = await connect(server.url, max_queue=1)
+            await stalled.send(START)
+            rng = np.random.default_rng(0)
+            for _ in range(5):
+                connection = await connect(server.url)
+                await connection.send(START)
+                await connection.send(rng.bytes(999))
+                connection.transport.abort()
+                connection = await connect(server.url)
+                connection.transport.abort()
+            assert await transcribe(server) == ["HELLO WORLD"]
+            stalled.transport.abort()
+            async with asyncio.timeout(10):
+                while server.hub.live:
+                    await asyncio.sleep(0.01)
+            assert not server.hub.scheduler.active
+            http = server.url.replace("ws", "http").replace("/v1/stream", "")
+            metrics = (await get(f"{http}/metrics"))[1]
+            assert "streamer_sessions 0.0" in metrics
+            assert "streamer_step_seconds_count" in metrics
+
+    run(test())
+
+
+def test_public_addresses_need_keys() -> None:
+    assert check_exposure("127.0.0.1", [], False)
+    assert check_exposure("localhost", [], False)
+    assert check_exposure("::1", [], False)
+    assert not check_exposure("0.0.0.0", ["k"], False)
+    assert not check_exposure("::", [], True)
+    with pytest.raises(ServerError, match="--api-key KEY, or say --allow-public"):
+        check_exposure("0.0.0.0", [], False)
+    with pytest.raises(ServerError, match="is empty"):
+        check_exposure("127.0.0.1", [" "], False)
+
+
+def test_a_port_that_is_taken() -> None:
+    with listen("127.0.0.1", 0) as listener, pytest.raises(ServerError, match="cannot listen on 127.0.0.1"):
+        listen("127.0.0.1", listener.getsockname()[1])
+
+
+def test_sigterm_drains_and_returns_zero(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """`run_server` in the main thread, stopped by a real signal while a session waits."""
+    import threading
+
+    from streamer import server as module
+
+    class Loaded:
+        load = staticmethod(lambda *args: PlantedModel())
+
+    monkeypatch.setattr(module, "AcousticModel", Loaded)
+    listener = listen("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    monkeypatch.setattr(module, "listen", lambda host, port: listener)
+    results: list[list[dict[str, Any]]] = []
+
+    async def client() -> None:
+        async with connect(f"ws://127.0.0.1:{port}/v1/stream") as connection:
+            await connection.send('{"type": "start", "acks": true}')
+            await connection.send(SPEECH)
+            texts = []
+            while '"ack"' not in (text := str(await connection.recv())):
+                texts.append(text)
+            os.kill(os.getpid(), signal.SIGTERM)
+            results.append([json.loads(text) for text in texts] + await messages(connection))
+            assert connection.close_code == 1001
+
+    thread = threading.Thread(target=lambda: asyncio.run(asyncio.wait_for(client(), 20)))
+    thread.start()
+    args = {"host": "127.0.0.1", "port": port, "api_key": [], "tls_cert": None, "tls_key": None, "max_sessions": 4}
+    args |= {"allow_public": False, "model": "x", "device": "cpu", "dtype": "auto", "threads": None}
+    assert module.run_server(Namespace(**args, latency="balanced")) == 0
+    thread.join()
+    (all_of_it,) = results
+    assert [m["text"] for m in all_of_it if m["type"] == "final"] == ["HELLO WORLD"]
+    assert all_of_it[-1]["type"] == "end"
+    err = capsys.readouterr().err
+    assert "Ctrl+C stops" in err
+    assert "HELLO" not in err

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import logging
 import secrets
@@ -63,6 +64,11 @@ class Live:
     replaced: asyncio.Event | None = None  # of the present connection: another has taken over
     timer: asyncio.TimerHandle | None = None  # runs while no connection is there
 
+    @property
+    def tag(self) -> str:
+        """For the log: the id itself would let its reader take the session over."""
+        return hashlib.sha256(self.session.session_id.encode()).hexdigest()[:8]
+
     def deliver(self, outputs: Sequence[Output]) -> None:
         self.session.deliver(outputs)
         self.talk.set()
@@ -114,6 +120,7 @@ class Hub:
         live.job = self.scheduler.open(session.config, deliver)
         self.live[session.session_id] = live
         self.metrics.started.inc()
+        logger.info("session %s begins: %s", live.tag, start)
         return live
 
     def find(self, session_id: str, seq: int) -> Live:
@@ -152,6 +159,7 @@ class Hub:
         if live.job is not None:
             self.scheduler.cancel(live.job)
             live.job = None
+        logger.info("session %s is over after %.1f s of audio", live.tag, live.session.intake.accepted_s)
         if not self.live:
             self.empty.set()
 

@@ -145,6 +145,7 @@ class App:
             refused = self.refused_for_room(websocket)
         if refused is not None:
             await websocket.send_denial_response(refused)
+            await asyncio.sleep(0)  # uvicorn 0.54 logs an error unless it has seen its own close before we return
             return
         await websocket.accept(choose_subprotocol(websocket.scope["subprotocols"]))
         try:

@@ -74,7 +74,9 @@ async def transcribe(server: Serving, data: bytes = SPEECH, **options: Any) -> l
         return texts
 
 
-def test_a_session_as_a_plain_client_sees_it() -> None:
+def test_a_session_as_a_plain_client_sees_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+
     async def test() -> None:
         async with serving() as server, connect(server.url) as connection:
             await connection.send('{"type": "start", "latency": "low"}')
@@ -96,6 +98,9 @@ def test_a_session_as_a_plain_client_sees_it() -> None:
         assert [word["word"] for word in final["words"]] == ["HELLO", "WORLD"]
         assert [m["code"] for m in rest if m["type"] == "error"] == ["bad_json"]
         assert rest[-1]["audio_s"] == round(len(SPEECH) / 32000, 6)
+        logged = [r.getMessage() for r in caplog.records if r.name.startswith(("streamer", "uvicorn"))]
+        assert any("begins" in line for line in logged)
+        assert not any("HELLO" in line or ready["session"] in line for line in logged)
 
     run(test())
 
@@ -177,7 +182,7 @@ def test_origin_and_host(origin: str | None, host: str | None, is_loopback: bool
     assert (access.check_host(host) and access.check_origin(origin, host)) == allowed
 
 
-def test_origin_and_host_over_http() -> None:
+def test_origin_and_host_over_http(caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         async with serving() as server:
             assert (await refused(server.url, origin="https://evil.example"))[0] == 403
@@ -187,6 +192,7 @@ def test_origin_and_host_over_http() -> None:
             assert "evil.example" in body
 
     run(test())
+    assert caplog.text == ""
 
 
 def test_subprotocols_never_name_the_key() -> None:

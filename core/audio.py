@@ -63,7 +63,8 @@ def decode_pcm(data: bytes, encoding: str) -> Samples:
         return np.frombuffer(data, "<i2").astype(np.float32) / 32768
     if encoding == "pcm_f32le":
         return np.frombuffer(data, "<f4").astype(np.float32)
-    return _G711[encoding][np.frombuffer(data, np.uint8)]
+    table = _G711[encoding]
+    return table[np.frombuffer(data, np.uint8)]
 
 
 def encode_pcm16(samples: Samples) -> bytes:

@@ -51,6 +51,8 @@ class Wav2Vec2Config:
     num_conv_pos_embeddings: int = 128
     num_conv_pos_embedding_groups: int = 16
     do_stable_layer_norm: bool = False
+    # Beyond the paper: add sinusoids before the first block, which blocks taken over from Whisper need.
+    add_sinusoids: bool = False
     # SpecAugment-style masks on the projected features, while training.
     apply_spec_augment: bool = True
     mask_time_prob: float = 0.05

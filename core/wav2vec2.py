@@ -8,6 +8,7 @@ Left out: adapters (`add_adapter`) and the conformer variants.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,6 +193,14 @@ class EncoderLayer(nn.Module):
         return self.final_layer_norm(x + self.feed_forward(x)), weights
 
 
+def sinusoids(n_frames: int, hidden_size: int) -> Tensor:
+    """(frame, hidden): sines, then cosines, of wavelengths from 2π to 20000π frames (Vaswani et al. 2017)."""
+    half = hidden_size // 2
+    rates = torch.exp(torch.arange(half) * (-math.log(10_000) / (half - 1)))
+    angles = torch.arange(n_frames)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], 1)
+
+
 class Encoder(nn.Module):
     """Positional convolution and the transformer blocks."""
 
@@ -199,6 +208,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.is_stable = config.do_stable_layer_norm
         self.layerdrop = config.layerdrop
+        self.add_sinusoids = config.add_sinusoids
         self.pos_conv_embed = PositionalConvEmbedding(config)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
@@ -217,6 +227,8 @@ class Encoder(nn.Module):
             hidden = hidden * frame_mask[:, :, None].to(hidden.dtype)
             attention_mask = frame_mask[:, None, None, :]
         hidden = hidden + self.pos_conv_embed(hidden)
+        if self.add_sinusoids:
+            hidden = hidden + sinusoids(*hidden.shape[1:]).to(hidden)
         hidden = self.dropout(hidden if self.is_stable else self.layer_norm(hidden))
         states, weights = [hidden], []
         for layer in self.layers:

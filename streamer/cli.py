@@ -142,7 +142,7 @@ def connect(arguments: Sequence[str]) -> int:
     args = parser.parse_args(arguments)
     if bool(args.file) == args.mic:
         parser.error("expected one file, - for standard input, or --mic")
-    from streamer.transcribe import run_connect
+    from streamer.connect import run_connect
 
     return run_connect(args)
 

@@ -87,6 +87,16 @@ def test_a_torn_connection_changes_nothing() -> None:
     asyncio.run(run())
 
 
+def test_many_torn_sessions_at_once_do_not_mix() -> None:
+    async def run() -> None:
+        async with serving() as server:
+            cuts = [[], [7, 90_000], [33_333], [64_000, 64_001], [150_001]]
+            results = await asyncio.gather(*(transcribe(StreamClient(server.url), cut) for cut in cuts))
+            assert all(lasting(result) == lasting(results[0]) for result in results)
+
+    asyncio.run(run())
+
+
 def test_a_session_that_is_no_longer_kept_is_an_error() -> None:
     async def run() -> None:
         async with serving(limits=Limits(resume_s=0.0)) as server:

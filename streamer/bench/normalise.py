@@ -1,0 +1,128 @@
+"""What is done to every text, reference and hypothesis of every system alike, before words are compared.
+
+In this order: `[…]` (non-speech marks) is dropped; Unicode is decomposed and accents are dropped; upper case;
+titles are written out (MR. -> MISTER); currency, percent, clock times, ordinals, decimals, years and whole numbers become words;
+hyphens and all other signs become spaces; apostrophes stay only within words. American and British spelling are
+not unified, nor are compounds ("any one"): they count as errors, for every system alike.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+ONES = (
+    "ZERO ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE TEN ELEVEN TWELVE THIRTEEN FOURTEEN FIFTEEN SIXTEEN "
+    "SEVENTEEN EIGHTEEN NINETEEN"
+).split()
+TENS = "- - TWENTY THIRTY FORTY FIFTY SIXTY SEVENTY EIGHTY NINETY".split()
+SCALES = ((10**12, "TRILLION"), (10**9, "BILLION"), (10**6, "MILLION"), (1000, "THOUSAND"), (100, "HUNDRED"))
+ORDINALS = {
+    "ONE": "FIRST",
+    "TWO": "SECOND",
+    "THREE": "THIRD",
+    "FIVE": "FIFTH",
+    "EIGHT": "EIGHTH",
+    "NINE": "NINTH",
+    "TWELVE": "TWELFTH",
+}
+WRITTEN_OUT = {
+    "MR": "MISTER",
+    "MRS": "MISSUS",
+    "DR": "DOCTOR",
+    "ST": "SAINT",
+    "ETC": "ET CETERA",
+    "VS": "VERSUS",
+    "OK": "OKAY",
+}
+CURRENCIES = {"$": ("DOLLAR", "DOLLARS"), "£": ("POUND", "POUNDS"), "€": ("EURO", "EUROS")}
+SIGNS = {"&": " AND ", "%": " PERCENT ", "+": " PLUS ", "=": " EQUALS "}
+
+_WRITTEN_OUT = re.compile(rf"\b({'|'.join(WRITTEN_OUT)})\b\.?")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_CURRENCY = re.compile(r"([$£€]) ?(\d+)(\.\d+)?((?: (?:THOUSAND|MILLION|BILLION|TRILLION))?)")
+_CLOCK = re.compile(r"\b(\d{1,2}):(\d{2})\b")
+_NUMBER = re.compile(r"(\d+)(?:\.(\d+)|(ST|ND|RD|TH)\b|('?S)\b)?")
+MAX_DIGITS = 15  # a longer run of digits is read digit by digit
+
+
+def normalise(text: str) -> str:
+    """`"Mr. Hale's 2nd, 21%."` -> `"MISTER HALE'S SECOND TWENTY ONE PERCENT"`."""
+    text = re.sub(r"\[[^\]]*\]", " ", text).replace("’", "'").replace("‘", "'")
+    text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).upper()
+    text = _WRITTEN_OUT.sub(lambda m: WRITTEN_OUT[m[1]], text)
+    text = _THOUSANDS.sub("", text)
+    text = _CURRENCY.sub(_spell_currency, text)
+    text = _CLOCK.sub(lambda m: f" {spell(int(m[1]))} {_spell_minutes(int(m[2]))} ", text)
+    text = _NUMBER.sub(_spell_match, text)
+    for sign, word in SIGNS.items():
+        text = text.replace(sign, word)
+    return " ".join(filter(None, (word.strip("'") for word in re.sub(r"[^A-Z']+", " ", text).split())))
+
+
+def spell(number: int) -> str:
+    """A cardinal as American English says it without "and": 1205 -> ONE THOUSAND TWO HUNDRED FIVE."""
+    if number < 20:
+        return ONES[number]
+    if number < 100:
+        tens, ones = divmod(number, 10)
+        return TENS[tens] + (f" {ONES[ones]}" if ones else "")
+    value, name = next(scale for scale in SCALES if number >= scale[0])
+    many, rest = divmod(number, value)
+    return f"{spell(many)} {name}" + (f" {spell(rest)}" if rest else "")
+
+
+def spell_ordinal(number: int) -> str:
+    """21 -> TWENTY FIRST, 20 -> TWENTIETH."""
+    *before, last = spell(number).split()
+    if last in ORDINALS:
+        last = ORDINALS[last]
+    else:
+        last = last[:-1] + "IETH" if last.endswith("Y") else last + "TH"
+    return " ".join([*before, last])
+
+
+def spell_year(year: int) -> str:
+    """Read in pairs: 1850 -> EIGHTEEN FIFTY, 1805 -> EIGHTEEN O FIVE, 1900 -> NINETEEN HUNDRED."""
+    century, rest = divmod(year, 100)
+    if rest == 0:
+        return f"{spell(century)} HUNDRED"
+    return f"{spell(century)} {spell(rest) if rest > 9 else f'O {ONES[rest]}'}"
+
+
+def _spell_match(match: re.Match[str]) -> str:
+    digits, decimals, ordinal, plural = match.groups()
+    if len(digits) > MAX_DIGITS or (len(digits) > 1 and digits[0] == "0"):
+        return f" {_spell_digits(digits + (decimals or ''))} "
+    number = int(digits)
+    if decimals:
+        return f" {spell(number)} POINT {_spell_digits(decimals)} "
+    if ordinal:
+        return f" {spell_ordinal(number)} "
+    words = spell_year(number) if 1100 <= number <= 1999 else spell(number)
+    if plural:  # the 1850s, the 80's
+        words = words[:-1] + "IES" if words.endswith("Y") else words + "S"
+    return f" {words} "
+
+
+def _spell_digits(digits: str) -> str:
+    return " ".join(ONES[int(digit)] for digit in digits)
+
+
+def _spell_minutes(minutes: int) -> str:
+    if minutes == 0:
+        return "O'CLOCK"
+    return spell(minutes) if minutes > 9 else f"O {ONES[minutes]}"
+
+
+def _spell_currency(match: re.Match[str]) -> str:
+    sign, whole, fraction, scale = match.groups()
+    one, many = CURRENCIES[sign]
+    if len(whole) > MAX_DIGITS:
+        return f" {_spell_digits(whole)} {many} "
+    if scale:
+        return f" {spell(int(whole))}{f' POINT {_spell_digits(fraction[1:])}' if fraction else ''}{scale} {many} "
+    words = f" {spell(int(whole))} {one if int(whole) == 1 else many} "
+    if fraction and len(fraction) == 3 and int(fraction[1:]):
+        words += f"AND {spell(int(fraction[1:]))} CENTS "
+    return words

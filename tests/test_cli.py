@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+
+from streamer.cli import main
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("audio") / "noise.wav"
+    samples = 0.1 * np.random.default_rng(1).standard_normal(24_000)
+    soundfile.write(path, samples, 16_000)
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as e:
+        code = int(e.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_json_object(capsys: pytest.CaptureFixture[str], audio: Path, tiny_model_dir: Path) -> None:
+    code, out, err = run(capsys, audio, "--model", tiny_model_dir, "--format", "json")
+    assert (code, err) == (0, "")
+    value = json.loads(out)
+    assert set(value) == {"text", "duration_s", "model", "segments", "gaps"}
+    assert value["duration_s"] == 1.5
+    assert value["text"] == " ".join(segment["text"] for segment in value["segments"])
+    for word in value["segments"][0]["words"]:
+        assert 0 <= word["start_s"] < word["end_s"] <= 1.6 and 0 <= word["confidence"] <= 1
+
+
+def test_jsonl_ends_with_an_end(capsys: pytest.CaptureFixture[str], audio: Path, tiny_model_dir: Path) -> None:
+    _, out, _ = run(capsys, audio, "--model", tiny_model_dir, "--format", "jsonl", "--partials")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert {line["type"] for line in lines} == {"partial", "final", "end"}
+    assert lines[-1] == {"type": "end", "audio_s": 1.5}
+
+
+def test_the_good_files_are_transcribed(capsys: pytest.CaptureFixture[str], audio: Path, tiny_model_dir: Path) -> None:
+    code, out, err = run(capsys, audio, "/none.wav", audio, "--model", tiny_model_dir, "--format", "json")
+    assert code == 1
+    assert [json.loads(line)["path"] for line in out.splitlines()] == [str(audio)] * 2
+    assert err == "streamer: error: /none.wav: no such file\n"
+
+
+def test_output_appears_whole(
+    capsys: pytest.CaptureFixture[str], audio: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "subs.srt"
+    code, out, _ = run(capsys, audio, "--model", tiny_model_dir, "--format", "srt", "--output", target)
+    assert (code, out) == (0, "")
+    assert target.read_text().startswith("1\n00:00:0")
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_standard_input_and_offline_give_the_file_s_words(
+    capsys: pytest.CaptureFixture[str], audio: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, expected, _ = run(capsys, audio, "--model", tiny_model_dir)
+    pcm = soundfile.read(audio, dtype="int16")[0].tobytes()
+    for data in (audio.read_bytes(), pcm):
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+        assert run(capsys, "-", "--model", tiny_model_dir)[:2] == (0, expected)
+    assert run(capsys, audio, "--offline", "--model", tiny_model_dir)[:2] == (0, expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--mic", "a.wav"], 2, "both"),
+        (["--partials"], 2, "expected audio files"),
+        (["a.wav", "--offline", "--partials"], 2, "--offline"),
+        (["a.wav", "--format", "doc"], 2, "invalid choice"),
+        (["models", "info"], 2, "expected a model's name"),
+        (["models", "info", "./no-such-model"], 1, "no-such-model"),
+        (["connect", "ws://127.0.0.1:9"], 2, "expected one file"),
+        (["/none.wav"], 1, "no such file"),
+    ],
+)
+def test_errors_are_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
+) -> None:
+    found, out, err = run(capsys, *arguments)
+    assert (found, out) == (code, "")
+    assert message in err and err.count("\n") == 1 and "error: " in err
+
+
+def test_bad_device_and_thread_count(capsys: pytest.CaptureFixture[str], audio: Path, tiny_model_dir: Path) -> None:
+    for option, value, message in (("--device", "abacus", "cuda:N"), ("--threads", 0, "at least 1 thread")):
+        code, _, err = run(capsys, audio, "--model", tiny_model_dir, option, value)
+        assert code == 1 and message in err
+
+
+def test_help_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--help")
+    assert code == 0 and len(out.splitlines()) <= 24 and "--mic" in out
+    assert run(capsys, "--version")[1].startswith("streamer ")
+    assert run(capsys)[0] == 2
+
+
+def test_as_a_program(audio: Path, tiny_model_dir: Path) -> None:
+    command = [sys.executable, "-m", "streamer", str(audio), "--model", str(tiny_model_dir)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and result.stderr == "" and result.stdout

@@ -1,7 +1,7 @@
 """What is done to every text, reference and hypothesis of every system alike, before words are compared.
 
-In this order: `[…]` (non-speech marks) is dropped; Unicode is decomposed and accents are dropped; upper case;
-titles are written out (MR. -> MISTER); currency, percent, clock times, ordinals, decimals, years and whole numbers become words;
+In this order: `[...]` (non-speech marks) and accents are dropped; upper case; titles are written out
+(MR. -> MISTER); currency, percent, clock times, ordinals, decimals, years and whole numbers become words;
 hyphens and all other signs become spaces; apostrophes stay only within words. American and British spelling are
 not unified, nor are compounds ("any one"): they count as errors, for every system alike.
 """
@@ -99,7 +99,7 @@ def _spell_match(match: re.Match[str]) -> str:
         return f" {spell(number)} POINT {_spell_digits(decimals)} "
     if ordinal:
         return f" {spell_ordinal(number)} "
-    words = spell_year(number) if 1100 <= number <= 1999 else spell(number)
+    words = spell_year(number) if 1100 <= number <= 1999 or 2010 <= number <= 2099 else spell(number)
     if plural:  # the 1850s, the 80's
         words = words[:-1] + "IES" if words.endswith("Y") else words + "S"
     return f" {words} "

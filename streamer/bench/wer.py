@@ -1,0 +1,240 @@
+"""`streamer bench wer`: accuracy, speed and memory on sets with transcripts, several systems in one run.
+
+Every system runs in a fresh process of its own, one after the other, so that neither memory nor threads of one
+count for another. Counted is the time in which utterances are transcribed, without loading and decoding of audio:
+`CPU s / audio s` is the processor time of the process with all its threads, `wall s / audio s` the time passed.
+Peak memory is the process's resident set, Python and its libraries included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from core.audio import SAMPLE_RATE
+from streamer.bench.conditions import CONDITIONS, apply_condition
+from streamer.bench.edit_distance import WordErrors, word_errors
+from streamer.bench.normalise import normalise
+from streamer.bench.speech_set import read_manifest, read_set
+from streamer.bench.systems import PEERS, ModelChoice, Transcribe, load_system
+
+SHORT_S = 15.0  # utterances up to this length are compared with one pass over the whole
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a run is about, the same for each system."""
+
+    manifests: tuple[Path, ...]
+    audio: Path | None = None
+    limit: int | None = None
+    condition: str = "clean"
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """One utterance, heard."""
+
+    path: str
+    duration_s: float
+    reference: str  # normalised
+    text: str  # as the system said it
+    errors: WordErrors
+
+
+@dataclass(frozen=True, slots=True)
+class SystemReport:
+    system: str
+    hypotheses: dict[str, list[Hypothesis]]  # by set
+    load_s: float
+    cpu_s: float
+    wall_s: float
+    peak_memory_mb: float
+
+    @property
+    def duration_s(self) -> float:
+        return sum(h.duration_s for of_set in self.hypotheses.values() for h in of_set)
+
+    def errors(self, name: str) -> WordErrors:
+        return sum((h.errors for h in self.hypotheses[name]), WordErrors())
+
+    def to_dict(self) -> dict[str, Any]:
+        sets = {
+            name: {
+                "n_utterances": len(self.hypotheses[name]),
+                "n_words": errors.n_words,
+                "wer": round(errors.rate, 5),
+                "substitutions": errors.substitutions,
+                "deletions": errors.deletions,
+                "insertions": errors.insertions,
+            }
+            for name in self.hypotheses
+            for errors in [self.errors(name)]
+        }
+        return {
+            "system": self.system,
+            "sets": sets,
+            "audio_s": round(self.duration_s, 3),
+            "load_s": round(self.load_s, 3),
+            "cpu_s_per_audio_s": round(self.cpu_s / self.duration_s, 5),
+            "wall_s_per_audio_s": round(self.wall_s / self.duration_s, 5),
+            "peak_memory_mb": round(self.peak_memory_mb, 1),
+        }
+
+
+def measure(name: str, load: Callable[[], Transcribe], task: Task) -> SystemReport:
+    """Runs one system over all sets, in this process."""
+    began = time.perf_counter()
+    transcribe = load()
+    load_s = time.perf_counter() - began
+    hypotheses: dict[str, list[Hypothesis]] = {}
+    cpu_s = wall_s = 0.0
+    stderr = Console(stderr=True)
+    for manifest in task.manifests:
+        heard = hypotheses.setdefault(manifest.stem, [])
+        utterances = read_set(manifest, task.audio, task.limit)
+        total = len(read_manifest(manifest, task.limit))
+        bar = track(utterances, f"{name}: {manifest.stem}", total, console=stderr, disable=not stderr.is_terminal)
+        for seed, utterance in enumerate(bar):
+            samples = apply_condition(task.condition, utterance.samples, seed)
+            cpu, wall = time.process_time(), time.perf_counter()
+            text = transcribe(samples)
+            cpu_s, wall_s = cpu_s + time.process_time() - cpu, wall_s + time.perf_counter() - wall
+            reference = normalise(utterance.transcript)
+            errors = word_errors(reference.split(), normalise(text).split())
+            heard.append(Hypothesis(utterance.path, len(samples) / SAMPLE_RATE, reference, text, errors))
+    return SystemReport(name, hypotheses, load_s, cpu_s, wall_s, peak_memory_mb())
+
+
+def peak_memory_mb() -> float:
+    """The largest resident set of this process so far, in 10^6 bytes.
+
+    Linux's `ru_maxrss` starts from the parent's, so its own count of this program is read where there is one.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def measure_apart(systems: Sequence[str], choice: ModelChoice, task: Task) -> list[SystemReport]:
+    """Each system in a new process, one after the other."""
+    context = multiprocessing.get_context("spawn")
+    reports = []
+    for name in systems:
+        with context.Pool(1) as pool:
+            reports.append(pool.apply(measure, (name, partial(load_system, name, choice), task)))
+    return reports
+
+
+def equal_to_offline(streaming: SystemReport, offline: SystemReport) -> tuple[int, int]:
+    """How many utterances of at most 15 s have the very same text through both paths, and how many there are."""
+    pairs = [
+        (ours.text, whole.text)
+        for name, of_set in streaming.hypotheses.items()
+        for ours, whole in zip(of_set, offline.hypotheses[name], strict=True)
+        if ours.duration_s <= SHORT_S
+    ]
+    return sum(ours == whole for ours, whole in pairs), len(pairs)
+
+
+def summary(reports: Sequence[SystemReport], choice: ModelChoice, task: Task) -> dict[str, Any]:
+    """The object that `--json` prints."""
+    result: dict[str, Any] = {
+        "model": choice.model,
+        "latency": choice.latency,
+        "threads": choice.threads,
+        "condition": task.condition,
+        "systems": [report.to_dict() for report in reports],
+    }
+    by_name = {report.system: report for report in reports}
+    if {"streaming", "offline"} <= by_name.keys():
+        n, of = equal_to_offline(by_name["streaming"], by_name["offline"])
+        result["equal_to_offline"] = {"n": n, "of": of, "at_most_s": SHORT_S}
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """`summary`, for reading."""
+    lines = [f"model {result['model']}, latency {result['latency']}, condition {result['condition']}", ""]
+    width = max(len(name) for system in result["systems"] for name in system["sets"])
+    lines.append(f"{'system':20} {'set':{width}} {'WER %':>6} {'sub':>5} {'del':>5} {'ins':>5} {'words':>6} {'utts':>5}")
+    for system in result["systems"]:
+        for name, of in system["sets"].items():
+            counts = f"{of['substitutions']:5} {of['deletions']:5} {of['insertions']:5} {of['n_words']:6}"
+            lines.append(f"{system['system']:20} {name:{width}} {100 * of['wer']:6.2f} {counts} {of['n_utterances']:5}")
+    lines += ["", f"{'system':20} {'audio s':>8} {'load s':>7} {'CPU s / audio s':>16} {'wall s / audio s':>17} peak MB"]
+    for system in result["systems"]:
+        speed = f"{system['cpu_s_per_audio_s']:16.4f} {system['wall_s_per_audio_s']:17.4f}"
+        lines.append(
+            f"{system['system']:20} {system['audio_s']:8.1f} {system['load_s']:7.2f} {speed} "
+            f"{system['peak_memory_mb']:7.0f}"
+        )
+    if "equal_to_offline" in result:
+        equal = result["equal_to_offline"]
+        lines += ["", f"equal to offline: {equal['n']} of {equal['of']} (utterances of at most {SHORT_S:.0f} s)"]
+    return "\n".join(lines)
+
+
+def write_details(reports: Sequence[SystemReport], path: Path) -> None:
+    """One line for each utterance and system: what was said and what was heard."""
+    lines = ["system\tset\tpath\terrors\twords\treference\theard"]
+    for report in reports:
+        for name, of_set in report.hypotheses.items():
+            for h in of_set:
+                texts = f"{h.reference}\t{normalise(h.text)}"
+                lines.append(f"{report.system}\t{name}\t{h.path}\t{h.errors.total}\t{h.errors.n_words}\t{texts}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sets", nargs="*", type=Path, metavar="SET.tsv", help="manifests: path, transcript, …")
+    parser.add_argument("--manifest", action="append", default=[], type=Path, metavar="SET.tsv", help="the same, named")
+    parser.add_argument("--audio", type=Path, metavar="DIR", help="where files or tar shards are; default: beside it")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--offline", action="store_true", help="one pass over each utterance instead of streaming")
+    which.add_argument("--both", action="store_true", help="both paths, and how often they say the same")
+    parser.add_argument("--peers", default="", metavar="NAME,…", help=f"also: {', '.join(PEERS)}")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N lines of each set")
+    parser.add_argument("--condition", default="clean", choices=CONDITIONS, help="put onto the audio of all systems")
+    parser.add_argument("--details", type=Path, metavar="PATH", help="write a line for every utterance there")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
+
+
+def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    manifests = (*args.sets, *args.manifest)
+    peers = tuple(name for name in args.peers.split(",") if name)
+    if not manifests:
+        parser.error("expected at least one set: SET.tsv")
+    if unknown := set(peers) - set(PEERS):
+        parser.error(f"expected peers of {', '.join(PEERS)}. Found: {', '.join(sorted(unknown))}")
+    if args.limit is not None and args.limit < 1:
+        parser.error(f"expected a limit of at least 1. Found: {args.limit}")
+    if len({manifest.stem for manifest in manifests}) < len(manifests):
+        parser.error("expected sets of different names")
+    for manifest in manifests:
+        read_manifest(manifest)  # before minutes of work
+    own = ("streaming", "offline") if args.both else ("offline",) if args.offline else ("streaming",)
+    choice = ModelChoice(args.model, args.device, args.dtype, args.threads, args.latency)
+    task = Task(manifests, args.audio, args.limit, args.condition)
+    reports = measure_apart([*own, *peers], choice, task)
+    result = summary(reports, choice, task)
+    print(json.dumps(result) if args.json else table(result))
+    if args.details is not None:
+        write_details(reports, args.details)
+    return 0

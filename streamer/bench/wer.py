@@ -15,6 +15,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -137,8 +138,8 @@ def measure_apart(systems: Sequence[str], choice: ModelChoice, task: Task) -> li
     context = multiprocessing.get_context("spawn")
     reports = []
     for name in systems:
-        with context.Pool(1) as pool:
-            reports.append(pool.apply(measure, (name, partial(load_system, name, choice), task)))
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            reports.append(pool.submit(measure, name, partial(load_system, name, choice), task).result())
     return reports
 
 
@@ -173,17 +174,20 @@ def table(result: dict[str, Any]) -> str:
     """`summary`, for reading."""
     lines = [f"model {result['model']}, latency {result['latency']}, condition {result['condition']}", ""]
     width = max(len(name) for system in result["systems"] for name in system["sets"])
-    lines.append(f"{'system':20} {'set':{width}} {'WER %':>6} {'sub':>5} {'del':>5} {'ins':>5} {'words':>6} {'utts':>5}")
+    lines.append(f"{'system':20} {'set':{width}} {'WER %':>6} {'sub':>5} {'del':>5} {'ins':>5} {'words':>6} utts")
     for system in result["systems"]:
         for name, of in system["sets"].items():
             counts = f"{of['substitutions']:5} {of['deletions']:5} {of['insertions']:5} {of['n_words']:6}"
-            lines.append(f"{system['system']:20} {name:{width}} {100 * of['wer']:6.2f} {counts} {of['n_utterances']:5}")
-    lines += ["", f"{'system':20} {'audio s':>8} {'load s':>7} {'CPU s / audio s':>16} {'wall s / audio s':>17} peak MB"]
+            lines.append(f"{system['system']:20} {name:{width}} {100 * of['wer']:6.2f} {counts} {of['n_utterances']:4}")
+    lines += [
+        "",
+        f"{'system':20} {'audio s':>8} {'load s':>7} {'CPU s / audio s':>16} {'wall s / audio s':>17} {'MB':>5}",
+    ]
     for system in result["systems"]:
         speed = f"{system['cpu_s_per_audio_s']:16.4f} {system['wall_s_per_audio_s']:17.4f}"
         lines.append(
             f"{system['system']:20} {system['audio_s']:8.1f} {system['load_s']:7.2f} {speed} "
-            f"{system['peak_memory_mb']:7.0f}"
+            f"{system['peak_memory_mb']:5.0f}"
         )
     if "equal_to_offline" in result:
         equal = result["equal_to_offline"]

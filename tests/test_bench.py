@@ -1,0 +1,290 @@
+"""The benchmark's counting, its text rules, its sets, and one whole run with a tiny model."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import jiwer
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.audio import SAMPLE_RATE, Samples
+from streamer.bench.conditions import CONDITIONS, apply_condition
+from streamer.bench.edit_distance import WordErrors, word_errors
+from streamer.bench.normalise import normalise, spell, spell_ordinal
+from streamer.bench.speech_set import read_manifest, read_set
+from streamer.bench.systems import ModelChoice, assemble_base, load_system
+from streamer.bench.wer import Task, equal_to_offline, measure, summary, table, write_details
+from streamer.cli import main
+
+WORDS = st.lists(st.sampled_from(["A", "B", "C", "D"]), max_size=12)
+TRANSCRIPTS = {"one.wav": "Mr. Hale said 21.", "two.wav": 'a "quoted" line', "three.wav": "GO"}
+
+
+def tone(seconds: float, hertz: float = 440) -> Samples:
+    return (0.3 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE)).astype(np.float32)
+
+
+@pytest.fixture
+def speech_set(tmp_path: Path) -> Path:
+    """Three lines; their audio lasts 1, 2 and 16 s and lies beside the manifest."""
+    lines = ["path\tduration_s\tspeaker\ttranscript"]
+    for seconds, (path, transcript) in zip((1, 2, 16), TRANSCRIPTS.items(), strict=True):
+        soundfile.write(tmp_path / path, tone(seconds), SAMPLE_RATE)
+        lines.append(f"{path}\t{seconds}\tnobody\t{transcript}")
+    manifest = tmp_path / "tiny.tsv"
+    manifest.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return manifest
+
+
+def says(answers: dict[int, str]) -> Callable[[], Callable[[Samples], str]]:
+    """A system that knows an utterance by its whole seconds."""
+    return lambda: lambda samples: answers[len(samples) // SAMPLE_RATE]
+
+
+@given(reference=WORDS.filter(bool), hypothesis=WORDS)
+def test_errors_are_jiwers(reference: list[str], hypothesis: list[str]) -> None:
+    errors = word_errors(reference, hypothesis)
+    assert errors.rate == pytest.approx(jiwer.wer(" ".join(reference), " ".join(hypothesis)))
+    assert errors.deletions - errors.insertions == len(reference) - len(hypothesis)
+    assert min(errors.substitutions, errors.deletions, errors.insertions) >= 0
+    assert errors.n_words == len(reference)
+
+
+def test_errors_by_hand() -> None:
+    assert word_errors("A B C".split(), "A X C D".split()) == WordErrors(1, 0, 1, 3)
+    assert word_errors("A B C".split(), ["C"]) == WordErrors(0, 2, 0, 3)
+    assert word_errors([], ["A", "B"]) == WordErrors(0, 0, 2, 0)
+    assert word_errors([], ["A", "B"]).rate == 2.0
+    assert (WordErrors(1, 2, 3, 10) + WordErrors(0, 0, 1, 4)).rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Mr. Hale's 2nd, 21%.", "MISTER HALE'S SECOND TWENTY ONE PERCENT"),
+        ("$1,234.50 and $3.5 million", "ONE THOUSAND TWO HUNDRED THIRTY FOUR DOLLARS AND FIFTY CENTS AND "
+         "THREE POINT FIVE MILLION DOLLARS"),
+        ("in 1850, 1805, 1900 and the 1850s", "IN EIGHTEEN FIFTY EIGHTEEN O FIVE NINETEEN HUNDRED AND THE "
+         "EIGHTEEN FIFTIES"),
+        ("at 10:30, 9:05, 5:00", "AT TEN THIRTY NINE O FIVE FIVE O'CLOCK"),
+        ("'tis the boys' café—it’s well-known", "TIS THE BOYS CAFE IT'S WELL KNOWN"),
+        ("007 [BLANK_AUDIO]", "ZERO ZERO SEVEN"),
+        ("1" * 20, " ".join(["ONE"] * 20)),
+        ("£1 & 99999999999999999999 dollars", "ONE POUND AND " + "NINE " * 20 + "DOLLARS"),
+        ("MISTER HALE'S OLD O'CLOCK", "MISTER HALE'S OLD O'CLOCK"),
+        ("…", ""),
+    ],
+)  # fmt: skip
+def test_text_rules(text: str, expected: str) -> None:
+    assert normalise(text) == expected
+
+
+@given(text=st.text())
+def test_normalised_text_stays_as_it_is(text: str) -> None:
+    once = normalise(text)
+    assert normalise(once) == once
+    assert set(once) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZ' ")
+
+
+def test_spelling() -> None:
+    assert [spell(n) for n in (0, 13, 40, 99, 100, 1_205)] == [
+        "ZERO",
+        "THIRTEEN",
+        "FORTY",
+        "NINETY NINE",
+        "ONE HUNDRED",
+        "ONE THOUSAND TWO HUNDRED FIVE",
+    ]
+    assert spell(2_000_000_017) == "TWO BILLION SEVENTEEN"
+    ordinals = {1: "FIRST", 12: "TWELFTH", 20: "TWENTIETH", 23: "TWENTY THIRD", 100: "ONE HUNDREDTH"}
+    assert {n: spell_ordinal(n) for n in ordinals} == ordinals
+    assert len({spell(n) for n in range(5_000)}) == 5_000
+
+
+def test_a_set_of_files(speech_set: Path) -> None:
+    utterances = list(read_set(speech_set))
+    assert {u.path: u.transcript for u in utterances} == TRANSCRIPTS
+    assert [len(u.samples) for u in utterances] == [16_000, 32_000, 256_000]
+    assert [u.path for u in read_set(speech_set, limit=2)] == ["one.wav", "two.wav"]
+
+
+def test_a_set_in_shards(speech_set: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for number, members in enumerate((["one.wav"], ["three.wav", "two.wav", "tiny.tsv"])):
+        with tarfile.open(shards / f"tiny-{number:02}.tar", "w") as tar:
+            for member in members:
+                tar.add(tmp_path / member, arcname=f"tiny/{member}")
+    assert [u.path for u in read_set(speech_set, shards)] == ["one.wav", "three.wav", "two.wav"]
+    assert [u.path for u in read_set(speech_set, shards, limit=2)] == ["one.wav", "two.wav"]
+    (shards / "tiny-01.tar").unlink()
+    with pytest.raises(ValueError, match="audio of 2 of 3 lines is not in"):
+        list(read_set(speech_set, shards))
+
+
+def test_any_rate_and_channel_count(speech_set: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "one.wav", np.stack([np.zeros(8_000), np.zeros(8_000)], 1), 8_000)
+    assert len(next(read_set(speech_set)).samples) == SAMPLE_RATE
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "no line"), ("path\tspeaker\na\tb\n", "path, speaker"), ("path\ttranscript\n", "no line")],
+)
+def test_what_is_no_manifest(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "set.tsv").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_manifest(tmp_path / "set.tsv")
+
+
+def test_missing_and_broken_audio(speech_set: Path, tmp_path: Path) -> None:
+    (tmp_path / "two.wav").write_text("not audio")
+    with pytest.raises(ValueError, match=r"two\.wav: not audio"):
+        list(read_set(speech_set))
+    (tmp_path / "one.wav").unlink()
+    with pytest.raises(ValueError, match=r"one\.wav: no such file"):
+        list(read_set(speech_set))
+    with pytest.raises(ValueError, match="no such manifest"):
+        read_manifest(tmp_path / "none.tsv")
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+@pytest.mark.parametrize("n", [0, 1, 16_001])
+def test_conditions_keep_length_and_range(condition: str, n: int) -> None:
+    samples = tone(2)[:n]
+    changed = apply_condition(condition, samples, seed=5)
+    assert (changed.shape, changed.dtype) == ((n,), np.float32)
+    assert not n or np.abs(changed).max() <= 1
+    np.testing.assert_array_equal(changed, apply_condition(condition, samples, seed=5))
+
+
+def test_conditions_do_what_they_say() -> None:
+    samples = tone(2, 1000)
+    power = float(np.mean(samples**2))
+    noise = apply_condition("noise", samples) - samples
+    assert 10 * np.log10(power / np.mean(noise**2)) == pytest.approx(10, abs=0.01)
+    np.testing.assert_allclose(apply_condition("gain-30", samples), samples * 10**-1.5, rtol=1e-5)
+    assert np.mean(np.abs(apply_condition("gain+10", tone(1))) > 0.94) < 0.3
+    heard = apply_condition("telephone", samples)[4_000:-4_000]
+    assert np.corrcoef(heard, samples[4_000:-4_000])[0, 1] > 0.99  # 1 kHz passes, and no sample is shifted
+    assert np.abs(apply_condition("telephone", tone(1, 6_000))).max() < 0.02  # 6 kHz does not
+    click = np.zeros(16_000, np.float32)
+    click[100] = 0.5
+    tail = apply_condition("reverb", click)
+    assert not tail[:100].any() or np.abs(tail[:100]).max() < 1e-6
+    assert np.mean(tail[200:4_000] ** 2) > 100 * np.mean(tail[7_000:] ** 2) > 0
+    with pytest.raises(ValueError, match=r"clean, noise.*Found: 'rain'"):
+        apply_condition("rain", samples)
+
+
+def test_counts_and_comparison(speech_set: Path, tmp_path: Path) -> None:
+    task = Task((speech_set,))
+    exact = {1: "MISTER HALE SAID TWENTY ONE", 2: "A QUOTED LINE", 16: "GO"}
+    streaming = measure("streaming", says(exact | {2: "A LINE", 16: "GONE GO"}), task)
+    offline = measure("offline", says(exact), task)
+    assert streaming.errors("tiny") == WordErrors(0, 1, 1, 9)
+    assert offline.errors("tiny") == WordErrors(0, 0, 0, 9)
+    assert equal_to_offline(streaming, offline) == (1, 2)  # the third lasts 16 s
+    result = summary([streaming, offline], ModelChoice(), task)
+    assert json.loads(json.dumps(result))["systems"][0]["sets"]["tiny"] == {
+        "n_utterances": 3,
+        "n_words": 9,
+        "wer": 0.22222,
+        "substitutions": 0,
+        "deletions": 1,
+        "insertions": 1,
+    }
+    assert result["systems"][0]["audio_s"] == 19.0
+    assert result["systems"][0]["peak_memory_mb"] > 10
+    shown = table(result)
+    assert "22.22" in shown and "equal to offline: 1 of 2" in shown
+    write_details([streaming], tmp_path / "details.tsv")
+    details = (tmp_path / "details.tsv").read_text().splitlines()
+    assert details[2].split("\t") == ["streaming", "tiny", "two.wav", "1", "3", "A QUOTED LINE", "A LINE"]
+
+
+def test_every_system_hears_the_same_condition(speech_set: Path) -> None:
+    heard: list[Samples] = []
+
+    def load() -> Callable[[Samples], str]:
+        def transcribe(samples: Samples) -> str:
+            heard.append(samples)
+            return ""
+
+        return transcribe
+
+    task = Task((speech_set,), limit=2, condition="noise")
+    report = measure("one", load, task)
+    measure("other", load, task)
+    assert report.errors("tiny").deletions == 8
+    for ours, theirs in zip(heard[:2], heard[2:], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert not np.array_equal(heard[0], tone(1))
+
+
+@pytest.mark.slow
+def test_the_command(speech_set: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", "wer", speech_set, "--both", "--limit", "2", "--model", tiny_model_dir, "--threads", "1"]
+    assert main([*map(str, arguments), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [system["system"] for system in result["systems"]] == ["streaming", "offline"]
+    assert all(system["cpu_s_per_audio_s"] > 0 for system in result["systems"])
+    assert result["equal_to_offline"]["of"] == 2
+
+
+def test_speed(speech_set: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = speech_set.parent / "two.wav"
+    arguments = ["bench", "speed", file, "--repeat", "1", "--model", tiny_model_dir]
+    assert main([str(argument) for argument in arguments]) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("offline", "streaming low", "feature_extractor", "encoder_layers"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["wer"], 2, "at least one set"),
+        (["wer", "a.tsv", "--peers", "siri"], 2, "expected peers of .* Found: siri"),
+        (["wer", "a.tsv", "--both", "--offline"], 2, "not allowed with"),
+        (["wer", "a.tsv", "--limit", "0"], 2, "at least 1"),
+        (["wer", "a/x.tsv", "b/x.tsv"], 2, "different names"),
+        (["wer", "/none.tsv"], 1, "no such manifest"),
+        (["speed", "/none.wav"], 1, "no such file"),
+        (["speed", "/none.wav", "--repeat", "0"], 1, "at least 1 repeat"),
+        ([], 2, "wer|speed"),
+    ],
+)
+def test_wrong_use(arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        found = main(["bench", *arguments])
+    except SystemExit as e:
+        found = int(e.code or 0)
+    error = capsys.readouterr().err
+    assert found == code and error.count("\n") == 1
+    assert re.search(message, error), error
+
+
+def test_a_peer_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("streamer.bench.systems.find_spec", lambda name: None)
+    for name in ("faster-whisper-tiny", "faster-whisper-base", "pocketsphinx"):
+        with pytest.raises(ValueError, match=r"not installed: pip install '\.\[peers\]'"):
+            load_system(name, ModelChoice())
+    with pytest.raises(ValueError, match="Found: 'siri'"):
+        load_system("siri", ModelChoice())
+
+
+def test_halves_that_are_not_whisper_base(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for part in (1, 2):
+        (tmp_path / f"half{part}" / "data").mkdir(parents=True)
+        (tmp_path / f"half{part}" / "data" / f"model.bin.part{part}").write_bytes(b"x")
+    monkeypatch.setattr("streamer.bench.systems.package_folder", lambda name: tmp_path / f"half{name[-1]}")
+    with pytest.raises(ValueError, match="SHA-256"):
+        assemble_base(tmp_path)

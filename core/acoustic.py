@@ -7,6 +7,7 @@ padded to each other, because zeros change what a group-norm model hears.
 from __future__ import annotations
 
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,6 +129,8 @@ def alphabet_of(tokenizer: Wav2Vec2Tokenizer, n_vocab: int) -> Alphabet:
     """The decoder's view of a tokenizer. Ids beyond the vocabulary count as special."""
     tokens = list(tokenizer.tokens)
     tokens += [""] * (n_vocab - len(tokens))
-    special = {i for i, token in enumerate(tokens) if not token or (token.startswith("<") and token.endswith(">"))}
-    special -= {tokenizer.blank_id, tokenizer.delimiter_id}
-    return Alphabet(tuple(tokens), tokenizer.blank_id, tokenizer.delimiter_id, frozenset(special))
+    # A vocabulary without a delimiter has words that only a long pause can part.
+    delimiter = tokenizer.blank_id if tokenizer.delimiter_id is None else tokenizer.delimiter_id
+    named = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, ""}
+    special = {i for i, token in enumerate(tokens) if token in named or re.fullmatch("<.*>", token)}
+    return Alphabet(tuple(tokens), tokenizer.blank_id, delimiter, frozenset(special - {tokenizer.blank_id, delimiter}))

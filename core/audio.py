@@ -49,6 +49,11 @@ def _alaw_table() -> Samples:
 _G711 = {"mulaw": _mulaw_table(), "alaw": _alaw_table()}
 
 
+def from_int16(samples: NDArray[np.int16]) -> Samples:
+    """16-bit samples to float32 in [-1, 1)."""
+    return samples.astype(np.float32) / np.float32(32768)
+
+
 def decode_pcm(data: bytes, encoding: str) -> Samples:
     """Bytes of one channel (or interleaved channels) to float32 samples in [-1, 1].
 
@@ -60,7 +65,7 @@ def decode_pcm(data: bytes, encoding: str) -> Samples:
     if len(data) % ENCODINGS[encoding]:
         raise ValueError(f"Expected a multiple of {ENCODINGS[encoding]} bytes of {encoding}. Found: {len(data)}")
     if encoding == "pcm_s16le":
-        return np.frombuffer(data, "<i2").astype(np.float32) / 32768
+        return from_int16(np.frombuffer(data, "<i2"))
     if encoding == "pcm_f32le":
         return np.frombuffer(data, "<f4").astype(np.float32)
     table = _G711[encoding]

@@ -172,6 +172,8 @@ class Wav2Vec2Config:
     def to_dict(self) -> dict[str, Any]:
         known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         lists = {name: list(known[name]) for name in ("conv_dim", "conv_stride", "conv_kernel")}
+        if not self.add_sinusoids:
+            del known["add_sinusoids"]  # the files of ordinary models stay those that other programs write
         return {"model_type": "wav2vec2", **self.extra, **known, **lists}
 
     @classmethod

@@ -67,9 +67,7 @@ def decode_greedy(log_probs: LogProbs, start_frame: int, alphabet: Alphabet) -> 
         if letters:
             confidence = float(np.exp(np.mean([letter[3] for letter in letters])))
             text = "".join(letter[0] for letter in letters)
-            words.append(
-                WordSpan(text, letters[0][1], letters[-1][2], min(1.0, round(confidence, 4)), is_closed)
-            )
+            words.append(WordSpan(text, letters[0][1], letters[-1][2], min(1.0, round(confidence, 4)), is_closed))
             letters.clear()
 
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):

@@ -105,7 +105,7 @@ class Statistics:
     def normalise(self, samples: Samples) -> Samples:
         mean = self.total / self.n
         variance = max(0.0, self.squares / self.n - mean * mean)
-        return ((samples - mean) / np.sqrt(variance + 1e-7)).astype(np.float32)
+        return np.asarray((samples - mean) / np.sqrt(variance + 1e-7), np.float32)
 
 
 class Stream:
@@ -278,7 +278,7 @@ class Engine:
     def energy(self, stream: Stream, frames: StitchedFrames) -> NDArray[np.float64]:
         """(n_frames,) mean square of each frame's hop of samples."""
         samples = stream.buffer.read(HOP * frames.start_frame, HOP * frames.end_frame)
-        return np.square(samples.astype(np.float64)).reshape(-1, HOP).mean(1)
+        return np.asarray(np.square(samples.astype(np.float64)).reshape(-1, HOP).mean(1))
 
     def partial(self, stream: Stream) -> list[Event]:
         frames = stream.frames

@@ -14,32 +14,27 @@ from core.audio import Samples
 class RingBuffer:
     """Holds samples [start, end) of the stream; `end` counts all samples ever appended."""
 
-    def __init__(self, capacity: int) -> None:
-        if capacity < 1:
-            raise ValueError(f"Expected a capacity of at least 1 sample. Found: {capacity}")
+    def __init__(self, capacity: int, initial: int = 16_384) -> None:
+        """`initial` samples are reserved at first; the rest, by doubling, when it is needed: ten thousand idle
+        streams must not hold a minute each."""
+        if capacity < 1 or initial < 1:
+            raise ValueError(f"Expected a capacity of at least 1 sample. Found: {min(capacity, initial)}")
         self.capacity = capacity
         self.start = 0  # oldest sample still held
         self.end = 0  # one past the newest
-        # Grows by doubling up to `capacity`: ten thousand idle streams must not hold a minute each.
-        self._ring = np.zeros(min(capacity, 16_384), dtype=np.float32)
+        self._ring = np.zeros(min(capacity, initial), dtype=np.float32)  # sample s lies at s % len
 
     def __len__(self) -> int:
         return self.end - self.start
 
     def append(self, samples: Samples) -> tuple[int, int]:
         """Adds samples; returns the range [from, to) that was lost for want of room (empty: from == to)."""
-        n = len(samples)
-        lost_from, lost_to = self.start, max(self.start, self.end + n - self.capacity)
-        self._reserve(min(self.capacity, self.end + n - lost_to if lost_to <= self.end else n))
-        kept = samples[max(0, n - self.capacity) :]
-        size = len(self._ring)
-        first = (self.end + n - len(kept)) % size
-        head = min(len(kept), size - first)
-        self._ring[first : first + head] = kept[:head]
-        self._ring[: len(kept) - head] = kept[head:]
-        self.end += n
-        self.start = lost_to
-        return lost_from, lost_to
+        old_start, end = self.start, self.end + len(samples)
+        start = max(old_start, end - self.capacity)
+        self._reserve(end - start)
+        self._write(max(start, self.end), samples[max(0, start - self.end) :])
+        self.start, self.end = start, end
+        return old_start, start
 
     def read(self, start: int, end: int) -> Samples:
         """A copy of samples [start, end).
@@ -59,15 +54,19 @@ class RingBuffer:
         self.start = max(self.start, min(start, self.end))
 
     def _reserve(self, n: int) -> None:
-        if n <= len(self._ring):
-            return
+        """Makes room for `n` samples in all, `n` at most `capacity`."""
         size = len(self._ring)
+        if n <= size:
+            return
         while size < n:
             size *= 2
-        size = min(size, self.capacity)
         held = self.read(self.start, self.end)
-        self._ring = np.zeros(size, dtype=np.float32)
-        first = self.start % size
-        head = min(len(held), size - first)
-        self._ring[first : first + head] = held[:head]
-        self._ring[: len(held) - head] = held[head:]
+        self._ring = np.zeros(min(size, self.capacity), dtype=np.float32)
+        self._write(self.start, held)
+
+    def _write(self, start: int, samples: Samples) -> None:
+        """Puts samples at [start, start + n), around the end of the ring; they fit."""
+        first = start % len(self._ring)
+        head = min(len(samples), len(self._ring) - first)
+        self._ring[first : first + head] = samples[:head]
+        self._ring[: len(samples) - head] = samples[head:]

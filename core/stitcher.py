@@ -4,8 +4,8 @@ Every window starts on a multiple of the hop, so frame f of one window is frame 
 is choosing, inside the overlap, one *seam* before which the older rows stay and after which the newer rows
 stand. A fixed seam doubles or drops a letter whose spike lies on different sides of it in the two windows;
 text matching loses words that are said twice. Here the seam is put where both windows have said the same
-letters so far and both are sure that no letter is there. Raw frames are kept, blanks included, so that collapsing repeats
-works across the seam.
+letters so far and both are sure that no letter is there. Raw frames are kept, blanks included, so that
+collapsing repeats works across the seam.
 """
 
 from __future__ import annotations

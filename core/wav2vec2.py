@@ -55,9 +55,7 @@ class ConvLayer(nn.Module):
         super().__init__()
         n_in = config.conv_dim[index - 1] if index else 1
         n_out = config.conv_dim[index]
-        self.conv = nn.Conv1d(
-            n_in, n_out, config.conv_kernel[index], config.conv_stride[index], bias=config.conv_bias
-        )
+        self.conv = nn.Conv1d(n_in, n_out, config.conv_kernel[index], config.conv_stride[index], bias=config.conv_bias)
         self.layer_norm: nn.Module | None = None
         self.per_frame = config.feat_extract_norm == "layer"
         if self.per_frame:
@@ -135,9 +133,7 @@ class Attention(nn.Module):
         self.q_proj, self.k_proj = nn.Linear(d, d), nn.Linear(d, d)
         self.v_proj, self.out_proj = nn.Linear(d, d), nn.Linear(d, d)
 
-    def forward(
-        self, hidden: Tensor, mask: Tensor | None, want_weights: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, hidden: Tensor, mask: Tensor | None, want_weights: bool) -> tuple[Tensor, Tensor | None]:
         """`mask` is bool (batch, 1, 1, frame), True where a key may be attended to."""
         B, T, D = hidden.shape  # batch, frame, hidden
         q, k, v = (
@@ -364,9 +360,7 @@ class Wav2Vec2Model(PreTrainedModel):
             ValueError: not 2-D, or fewer samples than one frame needs.
         """
         if input_values.dim() != 2:
-            raise ValueError(
-                f"Expected input_values to be 2D (batch, sample). Found: {list(input_values.shape)}"
-            )
+            raise ValueError(f"Expected input_values to be 2D (batch, sample). Found: {list(input_values.shape)}")
         if input_values.shape[1] < self.config.receptive_field:
             raise ValueError(
                 f"Expected at least {self.config.receptive_field} samples, the receptive field of one frame. "
@@ -408,9 +402,7 @@ class Wav2Vec2ForCTC(PreTrainedModel):
             ValueError: a label is not below `vocab_size`, or as in `Wav2Vec2Model.forward`.
         """
         if labels is not None and labels.numel() and int(labels.max()) >= self.config.vocab_size:
-            raise ValueError(
-                f"Labels must be below vocab_size {self.config.vocab_size}. Found: {int(labels.max())}"
-            )
+            raise ValueError(f"Labels must be below vocab_size {self.config.vocab_size}. Found: {int(labels.max())}")
         output = self.wav2vec2(
             input_values,
             attention_mask,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from clients.file import Resampler, open_audio, resample
 from core.acoustic import AcousticModel
-from core.audio import SAMPLE_RATE, Samples, to_seconds
+from core.audio import SAMPLE_RATE, Samples, from_int16, to_seconds
 from core.captions import result_object
 from core.engine import Engine, Stream, StreamConfig
 from core.transcript import Event, Gap, Transcript
@@ -170,7 +170,7 @@ def as_float(samples: NDArray[Any]) -> NDArray[np.float32]:
     if samples.ndim not in (1, 2):
         raise ValueError(f"Expected samples of shape (n,) or (n, channels). Found: {samples.shape}")
     if samples.dtype == np.int16:
-        return samples.astype(np.float32) / 32768
+        return from_int16(samples)
     if not np.issubdtype(samples.dtype, np.floating):
         raise ValueError(f"Expected float samples in [-1, 1], or int16. Found: {samples.dtype}")
     if not np.isfinite(samples).all():

@@ -20,9 +20,7 @@ def test_srt_is_the_usual_form() -> None:
 
 
 def test_vtt_escapes_and_has_its_header() -> None:
-    assert to_vtt([final("A&B <C>", 3661.5)]) == (
-        "WEBVTT\n\n01:01:01.500 --> 01:01:02.450\nA&amp;B &lt;C&gt;\n\n"
-    )
+    assert to_vtt([final("A&B <C>", 3661.5)]) == ("WEBVTT\n\n01:01:01.500 --> 01:01:02.450\nA&amp;B &lt;C&gt;\n\n")
 
 
 def test_long_segments_become_short_cues_that_never_overlap() -> None:

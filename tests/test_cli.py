@@ -92,9 +92,7 @@ def test_standard_input_and_offline_give_the_file_s_words(
         (["/none.wav"], 1, "no such file"),
     ],
 )
-def test_errors_are_one_line(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
-) -> None:
+def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str) -> None:
     found, out, err = run(capsys, *arguments)
     assert (found, out) == (code, "")
     assert message in err and err.count("\n") == 1 and "error: " in err

@@ -75,7 +75,9 @@ def test_cutting_changes_nothing_and_committed_words_stand(data: st.DataObject, 
         hop=data.draw(st.integers(1, 40)),
         right=data.draw(st.integers(0, 40)),
         commit_after=data.draw(st.integers(0, 20)),
-        endpoint=EndpointConfig(after_speech=data.draw(st.integers(10, 60)), max_length=data.draw(st.integers(120, 400))),
+        endpoint=EndpointConfig(
+            after_speech=data.draw(st.integers(10, 60)), max_length=data.draw(st.integers(120, 400))
+        ),
     )
     whole = run(engine, samples, config, [])
     check_contract(whole)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 INTERNAL = {"core": {"core"}, "clients": {"clients", "core"}, "streamer": {"streamer", "clients", "core"}}
 # What recognising speech needs; the hub's client is loaded where a name is fetched, training brings its own.
@@ -27,7 +29,6 @@ def test_imports_point_one_way() -> None:
     for package, allowed in INTERNAL.items():
         for file in (ROOT / package).rglob("*.py"):
             wrong = imported(file) & set(INTERNAL) - allowed
-            # `streamer connect` renders what it receives with the command line's own writer.
             assert not wrong, f"{file.relative_to(ROOT)} imports {wrong}"
 
 
@@ -43,3 +44,43 @@ def test_importing_the_front_door_loads_nothing_heavy() -> None:
     code = "import sys, streamer, streamer.cli; print({'torch', 'sounddevice', 'starlette', 'rich'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_the_hub_client_is_loaded_only_where_a_name_is_fetched() -> None:
+    for file in (ROOT / "core").rglob("*.py"):
+        body = ast.parse(file.read_text(encoding="utf-8")).body
+        top = {a.name for node in body if isinstance(node, ast.Import) for a in node.names}
+        top |= {node.module or "" for node in body if isinstance(node, ast.ImportFrom)}
+        assert not {name for name in top if name.split(".")[0] == "huggingface_hub"}, file
+
+
+@pytest.mark.parametrize("package", sorted(INTERNAL))
+def test_every_module_can_be_imported_alone(package: str) -> None:
+    """No cycle, no module that another must have loaded first: each in a fresh interpreter's empty registry."""
+    modules = [
+        ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        for file in sorted((ROOT / package).rglob("*.py"))
+        if file.stem not in ("__main__", "__init__")
+    ]
+    code = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    for loaded in [m for m in sys.modules if m.split('.')[0] in ('core', 'clients', 'streamer')]:\n"
+        "        del sys.modules[loaded]\n"
+        "    importlib.import_module(name)\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, *modules], cwd=ROOT, check=True)
+
+
+def test_no_file_names_the_machine_it_was_written_on() -> None:
+    """Neither this checkout's path nor this user's home, nor an index of packages other than the default."""
+    places = [f"{path}/" for path in (ROOT, Path.home()) if len(path.parts) > 2 or path == Path.home()]
+    options = ["--" + name for name in ("index-url", "extra-index-url", "find-links", "trusted-host")]
+    for file in ROOT.rglob("*"):
+        inside = file.relative_to(ROOT).parts
+        if file.suffix not in (".py", ".toml", ".md", ".js", ".html", "") or not file.is_file():
+            continue
+        if any(part.startswith(".") and part != ".ci" for part in inside):
+            continue
+        text = file.read_text(encoding="utf-8")
+        assert not [name for name in places + options if name in text], file.relative_to(ROOT)

@@ -15,8 +15,7 @@ STEPS = st.lists(
 
 @given(steps=STEPS, capacity=st.integers(1, 64), initial=st.integers(1, 64))
 def test_it_is_the_end_of_a_list(steps: list[tuple[str, int]], capacity: int, initial: int) -> None:
-    buffer = RingBuffer(capacity)
-    buffer._ring = np.zeros(min(capacity, initial), np.float32)  # growth at small sizes
+    buffer = RingBuffer(capacity, initial)
     everything: list[float] = []
     start = 0
     for action, n in steps:
@@ -41,5 +40,28 @@ def test_what_is_not_held_is_refused(start: int, end: int) -> None:
     buffer.append(np.zeros(5, np.float32))
     with pytest.raises(ValueError, match=r"within \[0, 5\)"):
         buffer.read(start, end)
+
+
+def test_what_was_read_is_a_copy() -> None:
+    buffer = RingBuffer(4)
+    buffer.append(np.ones(4, np.float32))
+    held = buffer.read(0, 4)
+    buffer.append(np.zeros(4, np.float32))
+    assert held.tolist() == [1, 1, 1, 1]
+
+
+def test_more_than_it_holds_in_one_piece() -> None:
+    buffer = RingBuffer(4)
+    assert buffer.append(np.arange(3, dtype=np.float32)) == (0, 0)
+    assert buffer.append(np.arange(3, 13, dtype=np.float32)) == (0, 9)
+    assert buffer.read(9, 13).tolist() == [9, 10, 11, 12]
+    buffer.release(99)  # beyond the end: all of it
+    assert (buffer.start, len(buffer)) == (13, 0)
+    buffer.release(2)  # behind the start: nothing
+    assert buffer.start == 13
+
+
+@pytest.mark.parametrize(("capacity", "initial"), [(0, 5), (5, 0), (-3, 5)])
+def test_no_room_at_all_is_refused(capacity: int, initial: int) -> None:
     with pytest.raises(ValueError, match="at least 1 sample"):
-        RingBuffer(0)
+        RingBuffer(capacity, initial)

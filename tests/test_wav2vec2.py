@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.configuration import Wav2Vec2Config
-from core.wav2vec2 import BaseModelOutput, CTCOutput, Wav2Vec2ForCTC, Wav2Vec2Model
+from core.wav2vec2 import BaseModelOutput, CTCOutput, Wav2Vec2ForCTC, Wav2Vec2Model, sinusoids
 
 TOLERANCE = 1e-5
 TINY = Wav2Vec2Config(
@@ -413,3 +414,14 @@ def test_bfloat16_gives_finite_float32_log_probs(name: str) -> None:
     # Rows sum to 1 to float32 precision, which a bfloat16 log-softmax would miss.
     torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(log_probs.shape[:2]), atol=1e-5, rtol=0)
     assert float((log_probs - exact).abs().max()) < 0.2
+
+
+def test_sinusoids_tell_positions_where_asked_and_are_absent_from_ordinary_files() -> None:
+    table = sinusoids(40, 8)
+    for frame in (0, 7, 39):
+        for i in range(4):
+            angle = frame / 10_000 ** (i / 3)
+            assert abs(table[frame, i].item() - math.sin(angle)) < 1e-5
+            assert abs(table[frame, 4 + i].item() - math.cos(angle)) < 1e-5
+    assert "add_sinusoids" not in Wav2Vec2Config().to_dict()
+    assert Wav2Vec2Config.from_dict(Wav2Vec2Config(add_sinusoids=True).to_dict()).add_sinusoids

@@ -33,7 +33,8 @@ class Augment:
         wave = self.add_noise(wave, rng)
         if rng.random() < self.gain_chance:
             wave = wave * np.float32(10 ** (rng.uniform(*self.gain_db) / 20))
-        return np.clip(wave, -1, 1).astype(np.float32)
+        clipped: Samples = np.clip(wave, -1, 1).astype(np.float32)
+        return clipped
 
     def change_speed(self, samples: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
         if rng.random() >= self.speed_chance:

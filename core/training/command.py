@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from core.acoustic import AcousticModel, choose_device
+from core.audio import from_int16
 from core.checkpoint import load_model, resolve, save_model
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.training.augment import Augment
@@ -55,7 +56,7 @@ def load_corpus(args: argparse.Namespace, tokenizer: Wav2Vec2Tokenizer) -> Corpu
         utterances += load_manifest(manifest)
     noise = Augment().noise
     if args.noise:
-        noise = np.concatenate([u.samples for u in load_manifest(args.noise)]).astype(np.float32) / 32768
+        noise = from_int16(np.concatenate([u.samples for u in load_manifest(args.noise)]))
     corpus = Corpus(utterances, tokenizer, Augment(noise), args.batch_s, args.seed)
     print(f"{len(corpus.utterances)} utterances, {corpus.hours:.2f} hours")
     return corpus
@@ -95,8 +96,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     losses = []
     for manifest in args.manifest:
         for utterance in load_manifest(manifest):
-            samples = utterance.samples.astype(np.float32) / 32768
-            log_probs = torch.from_numpy(model.emit([samples])[0])
+            log_probs = torch.from_numpy(model.emit([from_int16(utterance.samples)])[0])
             labels = torch.tensor([tokenizer.encode(utterance.transcript)])
             sizes = torch.tensor([len(log_probs)]), torch.tensor([labels.shape[1]])
             losses.append(float(torch.nn.functional.ctc_loss(log_probs[:, None], labels, *sizes, model.alphabet.blank)))

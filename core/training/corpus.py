@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from core.audio import SAMPLE_RATE
+from core.audio import SAMPLE_RATE, from_int16
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.training.augment import Augment
 
@@ -158,7 +158,7 @@ class Corpus:
     def collate(self, spans: list[list[Utterance]]) -> Batch:
         waves, labels = [], []
         for span in spans:
-            waves.append(self.augment([u.samples.astype(np.float32) / 32768 for u in span], self.rng))
+            waves.append(self.augment([from_int16(u.samples) for u in span], self.rng))
             labels.append(self.tokenizer.encode(" ".join(u.transcript for u in span)))
         n_samples, n_labels = max(map(len, waves)), max(map(len, labels))
         batch = Batch(
@@ -180,7 +180,7 @@ class Corpus:
             parts: list[NDArray[np.float32]] = []
             while sum(map(len, parts)) < 2 * length:
                 samples = self.utterances[self.rng.integers(len(self.utterances))].samples
-                parts.append(samples.astype(np.float32) / 32768)
+                parts.append(from_int16(samples))
             wave = self.augment(parts, self.rng)
             first = int(self.rng.integers(0, max(1, len(wave) - length)))
             rows.append(np.resize(wave[first : first + length], length))

@@ -32,7 +32,7 @@ def front_end_loss(student: Wav2Vec2ForCTC, targets: Tensor, samples: Tensor, sc
         states, _ = wav2vec2.feature_projection(wav2vec2.feature_extractor(samples).transpose(1, 2))
     states = states[:, : targets.shape[1]].float()
     shape = states.shape[-1:]
-    spread = ((states - targets) / scale).square().mean()
+    spread: Tensor = ((states - targets) / scale).square().mean()
     return spread + F.mse_loss(F.layer_norm(states, shape), F.layer_norm(targets, shape))
 
 

@@ -125,7 +125,9 @@ def load_teacher(path: str | Path) -> tuple[WhisperEncoder, Wav2Vec2Config]:
         scale = raw.get(name + "_scale")
         return values if scale is None else values / torch.from_numpy(np.array(scale)).float()[:, None]
 
-    n_layers = 1 + max(int(k.split("/")[0].removeprefix("layer_")) for k in raw if k.startswith("layer_") and k[6].isdigit())
+    n_layers = 1 + max(
+        int(k.split("/")[0].removeprefix("layer_")) for k in raw if k.startswith("layer_") and k[6].isdigit()
+    )
     d = tensor("layer_norm/gamma").shape[0]
     config = Wav2Vec2Config(
         hidden_size=d,

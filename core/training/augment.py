@@ -41,7 +41,7 @@ class Augment:
             return samples
         ratio = rng.uniform(*self.speed)
         places = np.arange(int(len(samples) / ratio)) * ratio
-        return np.interp(places, np.arange(len(samples)), samples).astype(np.float32)
+        return np.asarray(np.interp(places, np.arange(len(samples)), samples), np.float32)
 
     def silence(self, rng: np.random.Generator) -> Samples:
         seconds = rng.uniform(0, self.silence_s) if rng.random() < self.silence_chance else 0.0

@@ -3,7 +3,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from core.audio import decode_pcm, encode_pcm16, n_frames, n_samples_for, to_seconds
+from core.audio import (
+    HOP,
+    RECEPTIVE_FIELD,
+    check_samples,
+    decode_pcm,
+    encode_pcm16,
+    n_frames,
+    n_samples_for,
+    to_seconds,
+)
+from core.configuration import Wav2Vec2Config
 
 
 def mulaw(code: int) -> int:
@@ -53,3 +63,22 @@ def test_frames_by_counting() -> None:
 def test_errors_name_what_is_right(data: bytes, encoding: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         decode_pcm(data, encoding)
+
+
+def test_checked_samples_are_a_float32_vector() -> None:
+    checked = check_samples(np.arange(6, dtype=np.float64)[::2])  # type: ignore[arg-type]
+    assert checked.dtype == np.float32 and checked.flags.c_contiguous and checked.tolist() == [0, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [([[0.0]], r"shape \(n,\)\. Found: \(1, 1\)"), ([0, 0, np.nan, np.inf], "nan at sample 2"), ([np.inf], "inf at")],
+)
+def test_samples_that_are_refused(samples: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_samples(np.array(samples, np.float32))
+
+
+def test_receptive_field_and_hop_are_the_models() -> None:
+    assert (Wav2Vec2Config().hop, Wav2Vec2Config().receptive_field) == (HOP, RECEPTIVE_FIELD)
+    assert all(n_frames(n) == Wav2Vec2Config().n_frames(n) for n in range(0, 5000, 13))

@@ -161,7 +161,7 @@ def test_missing_and_broken_audio(speech_set: Path, tmp_path: Path) -> None:
 def test_conditions_keep_length_and_range(condition: str, n: int) -> None:
     samples = tone(2)[:n]
     changed = apply_condition(condition, samples, seed=5)
-    assert (changed.shape, changed.dtype) == ((n,), np.float32)
+    assert changed.shape == (n,) and changed.dtype == np.float32
     assert not n or np.abs(changed).max() <= 1
     np.testing.assert_array_equal(changed, apply_condition(condition, samples, seed=5))
 

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 LogProbs = NDArray[np.float32]
 
-MARGIN = 16  # frames before the overlap that tell a letter which moved from a letter which is new
+MARGIN = 40  # frames before the overlap that tell a letter which moved from a letter which is new
+MAX_MOVE = 6  # frames that a letter moves at most between two windows
+MOVE = 0.05  # cost of each frame that a letter moved: of two ways to pair letters the nearer is right
 DISAGREEMENT = 8.0  # cost of each letter by which the windows differ before the seam
 DELAY = 0.01  # cost of every frame that keeps the older row, which knew less of what follows
 
@@ -67,21 +69,32 @@ def empty(start_frame: int, n_vocab: int) -> StitchedFrames:
     return StitchedFrames(np.zeros((0, n_vocab), np.float32), start_frame, 0)
 
 
-def letters_of(log_probs: LogProbs, blank: int) -> tuple[list[int], NDArray[np.int64]]:
-    """The collapsed tokens of the best path, and how many of them begin before each row (n + 1 counts)."""
+def letters_of(log_probs: LogProbs, blank: int) -> tuple[list[tuple[int, int]], NDArray[np.int64]]:
+    """The collapsed tokens of the best path with their rows, and how many begin before each row."""
     ids = log_probs.argmax(1)
     begins = (ids != blank) & (np.diff(ids, prepend=-1) != 0)
-    return ids[begins].tolist(), np.concatenate([[0], np.cumsum(begins)])
+    rows = np.flatnonzero(begins)
+    letters = list(zip(ids[rows].tolist(), rows.tolist(), strict=True))
+    return letters, np.cumsum(begins) - begins
 
 
-def prefix_distances(a: list[int], b: list[int]) -> NDArray[np.int64]:
-    """(len(a) + 1, len(b) + 1): the edit distance of every prefix of `a` from every prefix of `b`."""
-    table = [list(range(len(b) + 1))]
-    for i, x in enumerate(a, 1):
-        above, row = table[-1], [i]
-        for j, y in enumerate(b, 1):
-            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (x != y)))
-        table.append(row)
+def prefix_distances(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> NDArray[np.float64]:
+    """(len(a) + 1, len(b) + 1): the edit distance of every prefix of `a` from every prefix of `b`.
+
+    Letters further than `MAX_MOVE` rows apart are never the same one, so that repeats do not pair wrongly. One
+    that near to row 0 may miss its partner for nothing: it can lie before.
+    """
+    table = [[0.0]]
+    for _, place in b:
+        table[0].append(table[0][-1] + (place > MAX_MOVE))
+    for token, row in a:
+        above = table[-1]
+        line = [above[0] + (row > MAX_MOVE)]
+        for j, (other, place) in enumerate(b, 1):
+            move = abs(row - place)
+            change = (token != other) + MOVE * move if move <= MAX_MOVE else 2
+            line.append(min(above[j] + 1, line[-1] + 1, above[j - 1] + change))
+        table.append(line)
     return np.array(table)
 
 
@@ -102,7 +115,7 @@ def find_seam(older: LogProbs, newer: LogProbs, first: int, last: int, silent_id
         return first
     old_letters, old_counts = letters_of(older, silent_ids[0])
     new_letters, new_counts = letters_of(newer, silent_ids[0])
-    distance = prefix_distances(old_letters, new_letters)[old_counts[:-1], new_counts[:-1]]
+    distance = prefix_distances(old_letters, new_letters)[old_counts, new_counts]
     silent = list(silent_ids)
     doubt = 2 - np.exp(older[:, silent]).sum(1) - np.exp(newer[:, silent]).sum(1)  # in [0, 2]
     before = np.concatenate([doubt[:1], doubt[:-1]])

@@ -173,11 +173,18 @@ def dispatch(arguments: list[str]) -> int:
     return transcribe(arguments) if command is None else command(arguments[1:])
 
 
+class OneLine(logging.Formatter):
+    """Log lines in the form of the error lines: `streamer: warning: …`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).replace(record.levelname, record.levelname.lower(), 1)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    logging.basicConfig(level=logging.WARNING, format="streamer: %(levelname)s: %(message)s", stream=sys.stderr)
-    for level in ("WARNING", "ERROR"):
-        logging.addLevelName(getattr(logging, level), level.lower())
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine("streamer: %(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         return dispatch(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:

@@ -82,7 +82,7 @@ def test_every_offset_of_the_cut_keeps_repeats_and_double_letters(words: str, ho
         while True:
             end = min(end, len(line))
             stable = end if end == len(line) else max(stable, end - 4)
-            start = max(0, stable - hop - 6)
+            start = max(0, frames.stable_frame - 6)
             frames = stitch(frames, Emission(log_probs[start:end], start), stable, ALPHABET.silent)
             if end == len(line):
                 break
@@ -90,10 +90,10 @@ def test_every_offset_of_the_cut_keeps_repeats_and_double_letters(words: str, ho
         assert text(frames) == words
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=300)
 @given(
     words=st.lists(st.text("ABC", min_size=1, max_size=6), min_size=2, max_size=8),
-    moves=st.lists(st.lists(st.integers(-3, 3), min_size=1, max_size=7), min_size=2, max_size=4),
+    moves=st.lists(st.lists(st.integers(-1, 1), min_size=1, max_size=7), min_size=2, max_size=4),
     hop=st.integers(8, 20),
     right=st.integers(12, 24),
 )

@@ -1,16 +1,18 @@
-"""Audio files and standard input as 16 kHz mono samples, block by block.
+"""Audio files and pipes as 16 kHz mono samples, block by block.
 
 Whatever libsndfile reads is read, at any rate and channel count; channels are averaged, rates converted by
-soxr. A file that ends early is transcribed as far as it goes, with a warning.
+soxr. A file that ends early is transcribed as far as it goes, with a warning. Raw samples and WAV are read from a
+pipe as they come; other containers once the pipe has ended, since libsndfile seeks in them.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+import stat
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,12 +21,13 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from clients.wav import HeaderReader, mp3_frame_bytes
 from core.audio import ENCODINGS, SAMPLE_RATE, Samples, decode_pcm
 
 logger = logging.getLogger(__name__)
 
 BLOCK_SECONDS = 1
-CONTAINERS = (b"RIFF", b"RIFX", b"fLaC", b"OggS", b"ID3", b"FORM", b"caff", b".snd", b"RF64", b"\xff\xfb", b"\xff\xf3")
+CONTAINERS = (b"RIFF", b"RIFX", b"fLaC", b"OggS", b"ID3", b"FORM", b"caff", b".snd", b"RF64")
 HEADER_SAMPLES = 2**31 - 1  # streamed WAV headers claim about this much; no length is known then
 
 
@@ -55,12 +58,15 @@ class Resampler:
             self.stream = soxr.ResampleStream(sample_rate, SAMPLE_RATE, 1, dtype="float32")
 
     def push(self, samples: NDArray[np.float32]) -> Samples:
-        """`samples` are (n,) mono or interleaved, or (n, channels)."""
+        """`samples` are (n,) mono or interleaved, or (n, channels).
+
+        Raises:
+            ValueError: another number of channels, or interleaved samples that end within a frame.
+        """
         mono = np.ascontiguousarray(samples, np.float32)
-        if self.channels > 1:
-            mono = mono.reshape(-1, self.channels).mean(1, dtype=np.float32)
-        elif mono.ndim == 2:
-            mono = mono[:, 0]
+        if mono.ndim == 2 and mono.shape[1] != self.channels or mono.ndim > 2 or mono.size % self.channels:
+            raise ValueError(f"Expected samples of {self.channels} channels. Found: shape {mono.shape}")
+        mono = mono.reshape(-1) if self.channels == 1 else mono.reshape(-1, self.channels).mean(1, dtype=np.float32)
         return mono if self.stream is None else np.asarray(self.stream.resample_chunk(mono), np.float32)
 
     def finish(self) -> Samples:
@@ -75,53 +81,102 @@ def resample(samples: NDArray[np.float32], sample_rate: int) -> Samples:
     return np.concatenate([resampler.push(samples), resampler.finish()])
 
 
-def open_audio(path: str, sample_rate: int = SAMPLE_RATE, encoding: str = "pcm_s16le") -> Source:
-    """A file, or standard input for `-`: a container, or raw mono samples of `sample_rate` and `encoding`.
+def open_audio(path: str, sample_rate: int = SAMPLE_RATE, encoding: str = "pcm_s16le", channels: int = 1) -> Source:
+    """A file; or standard input for `-` and any other pipe: a container, or raw interleaved samples.
+
+    Args:
+        sample_rate, encoding, channels: of raw samples in a pipe. Containers tell their own.
 
     Raises:
-        AudioError: missing, a directory, empty, or not audio. Damage further on raises while reading.
+        AudioError: missing, unreadable, a directory, empty, or not audio. Damage further on raises while reading.
     """
     if path == "-":
-        return open_stdin(sys.stdin.buffer, sample_rate, encoding)
+        if sys.stdin.isatty():
+            raise AudioError("-: standard input is a terminal; expected audio from a file or another program")
+        return open_pipe(sys.stdin.buffer, sample_rate, encoding, channels)
     file = Path(path)
-    if not file.exists():
-        raise AudioError(f"{path}: no such file")
-    if file.is_dir():
-        raise AudioError(f"{path}: is a directory; name the audio files in it")
-    if file.stat().st_size == 0:
-        raise AudioError(f"{path}: the file is empty; expected audio")
+    try:
+        state = file.stat()
+        if stat.S_ISDIR(state.st_mode):
+            raise AudioError(f"{path}: is a directory; name the audio files in it")
+        if not stat.S_ISREG(state.st_mode):  # a named pipe, or a shell's <(command)
+            pipe = file.open("rb")
+            source = open_pipe(pipe, sample_rate, encoding, channels, path)
+            return replace(source, blocks=closing(pipe, source.blocks))
+        if state.st_size == 0:
+            raise AudioError(f"{path}: the file is empty; expected audio")
+        file.open("rb").close()  # libsndfile does not say why it may not read
+    except FileNotFoundError as e:
+        raise AudioError(f"{path}: no such file") from e
+    except OSError as e:
+        raise AudioError(f"{path}: cannot be read: {e.strerror}") from e
     return open_container(path, str(file))
 
 
-def open_stdin(stream: BinaryIO, sample_rate: int, encoding: str) -> Source:
+def closing(stream: BinaryIO, blocks: Iterator[Samples]) -> Iterator[Samples]:
+    """`blocks`, then the end of `stream`."""
+    with stream:
+        yield from blocks
+
+
+def open_pipe(stream: BinaryIO, sample_rate: int, encoding: str, channels: int = 1, name: str = "-") -> Source:
+    """What can be read only once, from its beginning.
+
+    Raises:
+        AudioError: empty, not audio, or raw samples with an impossible rate, encoding or channel count.
+    """
     head = stream.read(4)
     if not head:
-        raise AudioError("-: standard input is empty; expected a WAV file or raw samples")
-    if head.startswith(CONTAINERS):
-        return open_container("-", io.BytesIO(head + stream.read()))
-    return Source("-", None, read_raw(stream, head, sample_rate, encoding))
+        what = "standard input" if name == "-" else "the pipe"
+        raise AudioError(f"{name}: {what} is empty; expected a WAV file or raw samples")
+    if head.startswith(b"RIFF"):
+        header = HeaderReader(head, stream.read)
+        form = header.wav_format()
+        if form is not None:
+            return open_raw(name, stream, b"", form.sample_rate, form.encoding, form.channels, form.n_bytes)
+        head = header.head
+    is_container = head.startswith(CONTAINERS)
+    if n := mp3_frame_bytes(head):
+        head += stream.read(n)
+        is_container = mp3_frame_bytes(head[n:]) > 0
+    if is_container:
+        return open_container(name, io.BytesIO(head + stream.read()))
+    return open_raw(name, stream, head, sample_rate, encoding, channels)
 
 
-def read_raw(stream: BinaryIO, head: bytes, sample_rate: int, encoding: str) -> Iterator[Samples]:
-    """Raw mono samples as they arrive."""
+def open_raw(
+    name: str, stream: BinaryIO, head: bytes, sample_rate: int, encoding: str, channels: int, n_bytes: int | None = None
+) -> Source:
+    """Interleaved samples, `n_bytes` of them or until the end. `head` are those that were read already."""
     try:
-        resampler = Resampler(sample_rate)
-        width = ENCODINGS[encoding]
+        resampler = Resampler(sample_rate, channels)
+        width = ENCODINGS[encoding] * channels
     except (KeyError, ValueError) as e:
-        raise AudioError(f"-: {e}") from e
+        raise AudioError(f"{name}: {e}") from e
+    duration_s = None if n_bytes is None else n_bytes / width / sample_rate
+    size = max(1, sample_rate * BLOCK_SECONDS // 10) * width
+    return Source(name, duration_s, read_raw(name, stream, head, resampler, encoding, size, n_bytes))
+
+
+def read_raw(
+    name: str, stream: BinaryIO, head: bytes, resampler: Resampler, encoding: str, size: int, n_bytes: int | None
+) -> Iterator[Samples]:
+    """Blocks of at most `size` bytes, as they arrive."""
     read = getattr(stream, "read1", stream.read)
-    pending = head
+    width = ENCODINGS[encoding] * resampler.channels
+    pending, n = head, len(head)
     while True:
-        data = read(sample_rate * width * BLOCK_SECONDS // 10)
-        pending += data
+        data = read(size if n_bytes is None else min(size, n_bytes - n))
+        pending, n = pending + data, n + len(data)
         whole = len(pending) - len(pending) % width
-        samples = decode_pcm(pending[:whole], encoding)
+        yield check(resampler.push(decode_pcm(pending[:whole], encoding)), name)
         pending = pending[whole:]
-        yield check(resampler.push(samples), "-")
         if not data:
             break
-    if pending:
-        logger.warning("-: the input ends within a sample; its last %d bytes are left out", len(pending))
+    if n_bytes is not None and n < n_bytes:
+        logger.warning("%s: truncated: transcribed the %d of %d bytes that are there", name, n, n_bytes)
+    elif pending:
+        logger.warning("%s: the input ends within a sample; its last %d bytes are left out", name, len(pending))
     yield resampler.finish()
 
 

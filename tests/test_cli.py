@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -74,7 +73,7 @@ def test_standard_input_and_offline_give_the_file_s_words(
     _, expected, _ = run(capsys, audio, "--model", tiny_model_dir)
     pcm = soundfile.read(audio, dtype="int16")[0].tobytes()
     for data in (audio.read_bytes(), pcm):
-        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
         assert run(capsys, "-", "--model", tiny_model_dir)[:2] == (0, expected)
     assert run(capsys, audio, "--offline", "--model", tiny_model_dir)[:2] == (0, expected)
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +12,23 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clients.file import AudioError, Resampler, open_audio, open_stdin, resample
+from clients.file import AudioError, Resampler, open_audio, open_pipe, resample
 
 TONE = (0.4 * np.sin(np.arange(44_100) * 2 * np.pi * 440 / 44_100)).astype(np.float32)
 
 
 def read(path: Path | str) -> np.ndarray:
     return np.concatenate(list(open_audio(str(path)).blocks))
+
+
+def read_pipe(data: bytes, channels: int = 1) -> np.ndarray:
+    return np.concatenate(list(open_pipe(io.BytesIO(data), 16_000, "pcm_s16le", channels).blocks))
+
+
+def wav(samples: np.ndarray, rate: int = 16_000, **options: str) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format=options.pop("format", "WAV"), **options)
+    return file.getvalue()
 
 
 @settings(deadline=None, max_examples=25)
@@ -96,21 +108,110 @@ def test_a_truncated_file_is_read_as_far_as_it_goes(tmp_path: Path, caplog: pyte
 
 def test_raw_standard_input_and_a_container_on_it() -> None:
     pcm = (np.arange(-8000, 8000, dtype="<i2")).tobytes()
-    source = open_stdin(io.BytesIO(pcm), 16_000, "pcm_s16le")
+    source = open_pipe(io.BytesIO(pcm), 16_000, "pcm_s16le")
     out = np.concatenate(list(source.blocks))
     np.testing.assert_array_equal(out, np.arange(-8000, 8000, dtype=np.float32) / 32768)
-    wav = io.BytesIO()
-    soundfile.write(wav, TONE, 44_100, format="WAV")
-    source = open_stdin(io.BytesIO(wav.getvalue()), 16_000, "pcm_s16le")
+    source = open_pipe(io.BytesIO(wav(TONE, 44_100)), 16_000, "pcm_s16le")
     assert abs(sum(map(len, source.blocks)) - 16_000) <= 1
+    with pytest.raises(AudioError, match="at least 1 channel"):
+        read_pipe(pcm, channels=0)
+    np.testing.assert_array_equal(read_pipe(pcm, channels=2), out.reshape(-1, 2).mean(1))
     with pytest.raises(AudioError, match="standard input is empty"):
-        open_stdin(io.BytesIO(b""), 16_000, "pcm_s16le")
+        open_pipe(io.BytesIO(b""), 16_000, "pcm_s16le")
     with pytest.raises(AudioError, match="sample rate"):
-        list(open_stdin(io.BytesIO(pcm), 3, "pcm_s16le").blocks)
+        list(open_pipe(io.BytesIO(pcm), 3, "pcm_s16le").blocks)
 
 
 def test_half_a_sample_at_the_end_is_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        out = np.concatenate(list(open_stdin(io.BytesIO(b"\0" * 2001), 16_000, "pcm_s16le").blocks))
+        out = np.concatenate(list(open_pipe(io.BytesIO(b"\0" * 2001), 16_000, "pcm_s16le").blocks))
     assert len(out) == 1000
     assert "ends within a sample" in caplog.text
+
+
+FORMS = [
+    ("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAV", "ULAW"), ("WAV", "ALAW"), ("WAVEX", "PCM_16"),
+    ("WAV", "PCM_24"), ("WAV", "PCM_U8"), ("RF64", "PCM_16"), ("FLAC", "PCM_16"), ("AIFF", "PCM_16"), ("OGG", "VORBIS"),
+    ("MP3", "MPEG_LAYER_III"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "subtype"), FORMS)
+def test_a_pipe_gives_the_file_s_samples(tmp_path: Path, form: str, subtype: str) -> None:
+    stereo = np.stack([TONE, 0.5 * TONE], 1)
+    data = wav(stereo, 44_100, format=form, subtype=subtype)
+    (tmp_path / "tone").write_bytes(data)
+    np.testing.assert_array_equal(read_pipe(data), read(tmp_path / "tone"))
+
+
+class Live(io.BytesIO):
+    """A pipe whose writer has not ended: reading beyond what was written would wait for ever."""
+
+    def read(self, n: int | None = -1) -> bytes:
+        assert n is not None and 0 <= n <= len(self.getbuffer()) - self.tell(), "would wait"
+        return super().read(n)
+
+    def read1(self, n: int | None = -1) -> bytes:
+        assert self.tell() < len(self.getbuffer()), "would wait"
+        return super().read1(n)
+
+
+@pytest.mark.parametrize("size", [0, 0x7FFF_FFF0, 0xFFFF_FFFF])
+def test_wav_in_a_pipe_is_heard_before_its_end(size: int) -> None:
+    data = wav(TONE, subtype="PCM_16")
+    at = data.index(b"data") + 4
+    live = Live(data[:at] + size.to_bytes(4, "little") + data[at + 4 :])
+    source = open_pipe(live, 16_000, "pcm_s16le")
+    assert source.duration_s is None
+    heard = 0
+    while heard < len(TONE):
+        heard += len(next(source.blocks))
+    assert heard == len(TONE)
+
+
+def test_what_follows_the_samples_of_a_wav_pipe_is_no_audio(caplog: pytest.LogCaptureFixture) -> None:
+    data = wav(TONE, subtype="PCM_16")
+    assert len(read_pipe(data + b"LIST" + bytes(4000))) == len(TONE)
+    assert not caplog.text
+    assert len(read_pipe(data[: len(data) // 2])) == pytest.approx(len(TONE) / 2, abs=40)
+    assert "truncated" in caplog.text
+
+
+@pytest.mark.parametrize("data", [b"RIFF", b"RIFF\0\0\0\0WAVEfmt ", b"RIFF\0\0\0\0AVI LIST", b"fLaC\0\0", b"OggS"])
+def test_a_broken_header_in_a_pipe_is_named(data: bytes) -> None:
+    with pytest.raises(AudioError, match="not audio"):
+        read_pipe(data)
+
+
+def test_raw_samples_that_look_like_mp3_are_raw() -> None:
+    samples = np.full(8000, -1025, "<i2")  # ff fb, the first bits of an MPEG frame
+    samples[1] = 0x0090
+    assert samples.tobytes().startswith(b"\xff\xfb\x90\x00")
+    np.testing.assert_array_equal(read_pipe(samples.tobytes()), samples.astype(np.float32) / 32768)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_named_pipe(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_bytes, args=(wav(TONE, 44_100),))
+    writer.start()
+    assert abs(len(read(path)) - 16_000) <= 1
+    writer.join()
+
+
+def test_a_file_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "a.wav").write_bytes(wav(TONE))
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(AudioError, match="cannot be read: Permission denied"):
+        read(tmp_path / "a.wav")
+
+
+def test_channel_counts_must_fit() -> None:
+    with pytest.raises(ValueError, match="1 channels. Found: shape"):
+        Resampler(16_000).push(np.zeros((10, 2), np.float32))
+    with pytest.raises(ValueError, match="2 channels"):
+        Resampler(16_000, 2).push(np.zeros(11, np.float32))

@@ -36,7 +36,9 @@ class StreamConfig:
     left: int = 150  # context before the frames that become stable
     hop: int = 25  # frames that become stable in one step
     right: int = 25  # context after them
-    commit_after: int = 50  # a word is committed when it ended this long before the first unstable frame
+    # A word is committed when it ended this long before the first unstable frame. Longer than any segment: words are
+    # committed with their final alone, because the final pass still differs from the steps too often.
+    commit_after: int = 1000
     context: int = 100  # context of the final pass on either side, as far as audio is there
     backlog: int = 3000  # audio that may wait; what does not fit is a gap
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
@@ -68,9 +70,9 @@ class StreamConfig:
             ValueError: no such preset.
         """
         presets = {
-            "low": cls(left=125, hop=13, right=12, commit_after=50),
-            "balanced": cls(left=150, hop=25, right=25, commit_after=50),
-            "accurate": cls(left=200, hop=50, right=50, commit_after=50),
+            "low": cls(left=125, hop=13, right=12),
+            "balanced": cls(left=150, hop=25, right=25),
+            "accurate": cls(left=200, hop=50, right=50),
         }
         if latency not in presets:
             raise ValueError(f"Expected a latency of {', '.join(LATENCIES)}. Found: {latency!r}")

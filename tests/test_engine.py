@@ -96,7 +96,7 @@ def test_one_sample_at_a_time_is_the_whole_at_once() -> None:
 @given(cut=st.integers(0, 300), hop=st.integers(5, 40))
 def test_no_word_is_lost_or_doubled_at_a_maximum_length_cut(cut: int, hop: int) -> None:
     text = " ".join(f"{'ABCDEFGH'[i % 8]}{'XYZ'[i % 3]}WORD" for i in range(60))
-    config = StreamConfig(left=50, hop=hop, right=10, endpoint=EndpointConfig(max_length=120 + cut))
+    config = StreamConfig(left=50, hop=hop, right=10, endpoint=EndpointConfig(after_speech=50, max_length=120 + cut))
     events = run(Engine(PlantedModel()), plant(text), config, [])
     assert said(events) == text
     assert len(finals(events)) > 1

@@ -79,24 +79,25 @@ def level_bar(samples: Samples) -> str:
 class LiveCaptions:
     """Shows events as they come. `with LiveCaptions(device, latency) as captions: captions.show(event)`."""
 
-    def __init__(self, device: str, latency: str, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+    def __init__(self, device: str, latency: str, console: Console | None = None, on_stderr: bool = False) -> None:
+        self.console = console or Console(highlight=False, stderr=on_stderr)
         self.device = device
         self.latency = latency
-        self.wants_to_quit = self.wants_to_save = self.is_paused = False
-        self._wants_flush = False
+        self.wants_to_quit = self.is_paused = False
+        self._wants_flush = self._wants_save = False
         self._keys = Keys()
         self._partial = Text()
         self._status = Text()
-        self._live = Live(console=self.console, refresh_per_second=12, transient=True)
+        self._live = Live(console=self.console, refresh_per_second=12, transient=True, redirect_stdout=not on_stderr)
 
     def show(self, event: Event) -> None:
         if isinstance(event, Gap):
-            self.console.print(Text(f"[{event.end_s - event.start_s:.1f} s lost: {event.reason}]", style="red"))
+            self._line(Text(f"[{event.end_s - event.start_s:.1f} s lost: {event.reason}]", style="red"))
         elif event.is_final:
             self._partial = Text()
-            stamp = f"{int(event.start_s) // 60:02}:{event.start_s % 60:04.1f}  "
-            self.console.print(Text(stamp, style="cyan") + Text(event.text))
+            tenths = int(event.start_s * 10)
+            stamp = f"{tenths // 600:02}:{tenths // 10 % 60:02}.{tenths % 10}  "
+            self._line(Text(stamp, style="cyan") + Text(event.text))
         else:
             self._partial = render(event)
         self._draw()
@@ -115,10 +116,22 @@ class LiveCaptions:
         wanted, self._wants_flush = self._wants_flush, False
         return wanted
 
+    def take_save(self) -> bool:
+        """Whether `s` was pressed since the last call."""
+        wanted, self._wants_save = self._wants_save, False
+        return wanted
+
+    def note(self, text: str) -> None:
+        """A line about the program, not the speech."""
+        self._line(Text(text, style="dim"))
+
+    def _line(self, text: Text) -> None:
+        self.console.print(text, soft_wrap=True)  # the terminal wraps; a file or pipe gets whole lines
+
     def _obey(self, keys: str) -> None:
         for key in keys:
             self.wants_to_quit |= key == "q"
-            self.wants_to_save |= key == "s"
+            self._wants_save |= key == "s"
             self._wants_flush |= key == "n"
             if key == " ":
                 self.is_paused = not self.is_paused

@@ -6,6 +6,7 @@ queue cannot hold is counted as an overrun, never lost silently.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 from types import TracebackType
 from typing import Any, Self
@@ -14,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.file import Resampler
-from core.audio import SAMPLE_RATE, Samples
+from core.audio import Samples
 
 BLOCK_MS = 50
 QUEUE_SECONDS = 30
+WAIT_S = 0.25  # for the next block, before the reader may look at the keyboard
+STALLED_S = 10  # without a block: the device has gone
 
 
 class MicrophoneError(Exception):
@@ -28,11 +31,13 @@ def portaudio() -> Any:
     """The sounddevice module.
 
     Raises:
-        MicrophoneError: the PortAudio library is not installed.
+        MicrophoneError: the PortAudio library is not installed, or does not start.
     """
     try:
         import sounddevice
-    except OSError as e:
+    except Exception as e:
+        if not isinstance(e, OSError):  # its PortAudioError cannot be named before the import has succeeded
+            raise MicrophoneError(f"the sound system does not start: {e}") from e
         raise MicrophoneError(
             "the PortAudio library is not installed; install it (Debian and Ubuntu: apt install libportaudio2, "
             "Fedora: dnf install portaudio, macOS: brew install portaudio)"
@@ -67,6 +72,8 @@ def find_device(name: str | None) -> tuple[int, dict[str, Any]]:
     try:
         device = sounddevice.query_devices(key, "input")
     except (ValueError, sounddevice.PortAudioError) as e:
+        if name is not None and "Multiple" in str(e):
+            raise MicrophoneError(f"several microphones match {name!r}; give a number of `streamer devices`") from e
         if name is None:
             raise MicrophoneError(
                 "no microphone found; connect one and see `streamer devices`, or transcribe a file: streamer FILE"
@@ -82,11 +89,15 @@ class Microphone:
         index, device = find_device(name)
         self.name = str(device["name"])
         self.n_overruns = 0
+        self._n_told = 0
+        self._n_empty = 0  # waits in a row that brought no block
+        self._has_ended = False
         rate = int(device["default_samplerate"])
         channels = min(2, int(device["max_input_channels"]))
-        self._blocks: queue.Queue[NDArray[np.float32] | None] = queue.Queue(QUEUE_SECONDS * 1000 // BLOCK_MS)
+        self._blocks: queue.Queue[NDArray[np.float32]] = queue.Queue(QUEUE_SECONDS * 1000 // BLOCK_MS)
         self._resampler = Resampler(rate, channels)
         sounddevice = portaudio()
+        self._errors: type[Exception] = sounddevice.PortAudioError
         try:
             self._stream = sounddevice.InputStream(
                 device=index,
@@ -110,35 +121,55 @@ class Microphone:
             self.n_overruns += 1
 
     def _end(self) -> None:
-        try:
-            self._blocks.put_nowait(None)
-        except queue.Full:
-            self.n_overruns += 1
+        self._has_ended = True
 
     @property
     def waiting_s(self) -> float:
         """Seconds of audio that wait to be read: how far the reader is behind."""
         return self._blocks.qsize() * BLOCK_MS / 1000
 
+    def take_overruns(self) -> int:
+        """Blocks that were lost since the last call."""
+        n, self._n_told = self.n_overruns - self._n_told, self.n_overruns
+        return n
+
     def read(self) -> Samples:
-        """Waits for the next block; everything that is there, at 16 kHz.
+        """Waits a moment for the next block; everything that is there, at 16 kHz, perhaps nothing.
 
         Raises:
-            MicrophoneError: the device has stopped (unplugged, say).
+            MicrophoneError: the device has stopped (unplugged, say) and all that it gave has been read.
         """
-        blocks = [self._blocks.get()]
-        while len(blocks) < SAMPLE_RATE // BLOCK_MS:
-            try:
+        try:
+            blocks = [self._blocks.get(timeout=WAIT_S)]
+        except queue.Empty as e:
+            self._n_empty += 1
+            if self._has_ended or self._n_empty * WAIT_S > STALLED_S:
+                raise MicrophoneError(f"the microphone {self.name!r} has stopped; is it still connected?") from e
+            return np.zeros(0, np.float32)
+        self._n_empty = 0
+        return self._resampler.push(np.concatenate(blocks + self._waiting()))
+
+    def finish(self) -> Samples:
+        """Stops recording; what was heard until now and has not been read."""
+        with contextlib.suppress(self._errors):  # a device that is gone cannot be stopped
+            self._stream.stop()
+        blocks = self._waiting()
+        rest = [self._resampler.push(np.concatenate(blocks))] if blocks else []
+        return np.concatenate([*rest, self._resampler.finish()])
+
+    def _waiting(self) -> list[NDArray[np.float32]]:
+        blocks = []
+        with contextlib.suppress(queue.Empty):
+            while True:
                 blocks.append(self._blocks.get_nowait())
-            except queue.Empty:
-                break
-        whole = [block for block in blocks if block is not None]
-        if not whole:
-            raise MicrophoneError(f"the microphone {self.name!r} has stopped; is it still connected?")
-        return self._resampler.push(np.concatenate(whole))
+        return blocks
 
     def __enter__(self) -> Self:
-        self._stream.start()
+        try:
+            self._stream.start()
+        except self._errors as e:
+            self._stream.close()
+            raise MicrophoneError(f"the microphone {self.name!r} does not start: {e}; is it in use?") from e
         return self
 
     def __exit__(

@@ -18,8 +18,9 @@ HELP = """\
 streamer: speech recognition while the words are spoken
 
   streamer talk.wav                 the words of a file (any format that libsndfile reads)
-  streamer a.flac b.ogg --format srt --output subs.srt
-  cat talk.wav | streamer -         standard input: WAV, or raw 16-bit samples (--sample-rate)
+  streamer talk.flac --format srt --output talk.srt
+  streamer *.ogg --format vtt --output DIR     a file each
+  arecord -f S16_LE -r 16000 | streamer -      WAV, or raw samples (--sample-rate, --channels)
   streamer --mic                    live captions of the microphone; q quits, s saves
   streamer serve                    a websocket server on this machine
   streamer connect ws://HOST:PORT talk.wav
@@ -29,6 +30,8 @@ streamer: speech recognition while the words are spoken
   streamer train ...                distil, fine-tune
 
 `streamer COMMAND --help` explains a command; `streamer --help-options` lists all options."""
+
+LATER = ("--lm", "--hotwords")  # of the contract, refused until beam search is there
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,7 +53,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--format", default="text", choices=["text", "json", "jsonl", "srt", "vtt"])
-    group.add_argument("--output", metavar="PATH", help="write there instead of standard output")
+    group.add_argument("--output", metavar="PATH", help="write there; a directory gets a file for each recording")
     group.add_argument("--partials", action="store_true", help="show words before their segment has ended")
 
 
@@ -58,7 +61,8 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("input")
     group.add_argument("--mic", action="store_true", help="live captions of the microphone")
     group.add_argument("--input-device", metavar="N|NAME", help="which microphone (see `streamer devices`)")
-    group.add_argument("--sample-rate", type=int, default=16_000, metavar="HZ", help="of raw samples on standard input")
+    group.add_argument("--sample-rate", type=int, default=16_000, metavar="HZ", help="of raw samples in a pipe")
+    group.add_argument("--channels", type=int, default=1, metavar="N", help="of raw samples, which are interleaved")
     group.add_argument("--encoding", default="pcm_s16le", choices=["pcm_s16le", "pcm_f32le", "mulaw", "alaw"])
     group.add_argument("--realtime", action="store_true", help="feed a file no faster than it plays")
 
@@ -71,6 +75,8 @@ def transcribe_parser() -> Parser:
     add_output_options(parser)
     parser.add_argument("--offline", action="store_true", help="one pass over the whole file, no streaming")
     add_model_options(parser)
+    for option in LATER:
+        parser.add_argument(option, metavar="PATH", help="not available yet")
     return parser
 
 
@@ -83,6 +89,14 @@ def transcribe(arguments: Sequence[str]) -> int:
         parser.error("expected audio files, - for standard input, or --mic")
     if args.offline and (args.partials or args.realtime or args.mic):
         parser.error("--offline is one pass over a whole file: it goes with neither --partials, --realtime nor --mic")
+    if wanted := [option for option in LATER if getattr(args, option.removeprefix("--")) is not None]:
+        raise ValueError(f"{wanted[0]} is not available yet: words come from the acoustic model alone; leave it out")
+    from streamer.output import plan_outputs
+
+    try:
+        args.targets = plan_outputs(args.files, args.format, args.output)
+    except ValueError as e:
+        parser.error(str(e))
     from streamer.transcribe import run_files, run_microphone
 
     return run_microphone(args) if args.mic else run_files(args)
@@ -164,7 +178,7 @@ COMMANDS = {"devices": devices, "models": models, "serve": serve, "connect": con
 
 def dispatch(arguments: list[str]) -> int:
     if not arguments or arguments in (["--help"], ["-h"]):
-        print(HELP)
+        print(HELP, file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
     if arguments == ["--help-options"]:
         transcribe_parser().print_help()

@@ -13,7 +13,8 @@ from clients.file import open_audio
 from clients.websocket import Message, ServerError, StreamClient, StreamError
 from core.audio import Samples, encode_pcm16
 from core.transcript import Event, Gap, Transcript, Word
-from streamer.transcribe import Writer, opened_output, paced
+from streamer.output import Writer, opened_output
+from streamer.transcribe import paced
 
 
 def event_of(message: Message) -> Event | None:
@@ -41,6 +42,7 @@ async def microphone_blocks(args: argparse.Namespace) -> AsyncIterator[bytes]:
     with Microphone(args.input_device) as microphone:
         while not stopped.is_set():
             yield encode_pcm16(await asyncio.to_thread(microphone.read))
+        yield encode_pcm16(await asyncio.to_thread(microphone.finish))
 
 
 async def file_blocks(blocks: Iterator[Samples]) -> AsyncIterator[bytes]:
@@ -53,7 +55,7 @@ async def transcribe(args: argparse.Namespace, writer: Writer) -> None:
     if args.mic:
         blocks, encoding = microphone_blocks(args), "pcm_s16le"
     else:
-        source = open_audio(args.file, args.sample_rate, args.encoding)  # a missing file is told first
+        source = open_audio(args.file, args.sample_rate, args.encoding, args.channels)  # a missing file is told first
         blocks, encoding = file_blocks(iter(paced(source.blocks) if args.realtime else source.blocks)), "pcm_f32le"
     options = {"latency": args.latency, "partials": writer.partials}
     async with StreamClient(args.url, encoding=encoding, api_key=args.api_key, options=options) as client:

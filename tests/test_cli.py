@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -114,3 +115,50 @@ def test_as_a_program(audio: Path, tiny_model_dir: Path) -> None:
     command = [sys.executable, "-m", "streamer", str(audio), "--model", str(tiny_model_dir)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0 and result.stderr == "" and result.stdout
+
+
+def test_progress_on_a_terminal_leaves_the_result_alone(audio: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """The bar is drawn on stderr, a terminal here; every line of a long file must still reach stdout."""
+    pty = pytest.importorskip("pty")
+    long = tmp_path / "long.wav"
+    soundfile.write(long, np.tile(soundfile.read(audio)[0], 24), 16_000)
+    command = [sys.executable, "-m", "streamer", str(long), "--model", str(tiny_model_dir)]
+    plain = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    ours, theirs = pty.openpty()
+    try:
+        with_bar = subprocess.run(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, text=True, check=True
+        ).stdout
+    finally:
+        os.close(theirs)
+        os.close(ours)
+    assert with_bar == plain != ""
+
+
+def test_output_spares_devices_recordings_and_earlier_results(
+    capsys: pytest.CaptureFixture[str], audio: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    fifo, earlier = tmp_path / "fifo", tmp_path / "earlier.txt"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    assert run(capsys, audio, "--model", tiny_model_dir, "--output", fifo)[0] == 0
+    assert os.read(reader, 1 << 16) and fifo.is_fifo()
+    os.close(reader)
+    before = audio.read_bytes()
+    code, _, err = run(capsys, audio, "--model", tiny_model_dir, "--output", audio)
+    assert code == 2 and "would replace the recording" in err and audio.read_bytes() == before
+    earlier.write_text("kept")
+    assert run(capsys, "/none.wav", "--output", earlier)[0] == 1
+    assert earlier.read_text() == "kept"
+
+
+def test_output_directory_gets_a_file_for_each_recording(
+    capsys: pytest.CaptureFixture[str], audio: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.wav"
+    other.write_bytes(audio.read_bytes())
+    model = ("--model", tiny_model_dir)
+    assert run(capsys, audio, other, *model, "--format", "vtt", "--output", tmp_path)[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"other.wav", "other.vtt", "noise.vtt"}
+    code, _, err = run(capsys, audio, other, *model, "--format", "vtt")
+    assert code == 2 and "--output DIRECTORY" in err

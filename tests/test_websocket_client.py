@@ -150,7 +150,14 @@ def test_shutdown_ends_with_the_last_words() -> None:
 def test_connect_prints_as_a_file_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.wav"
     soundfile.write(path, np.frombuffer(SPEECH, "<i2"), 16000)
-    args = {"mic": False, "sample_rate": 16000, "encoding": "pcm_s16le", "realtime": False, "output": None}
+    args = {
+        "mic": False,
+        "sample_rate": 16000,
+        "encoding": "pcm_s16le",
+        "channels": 1,
+        "realtime": False,
+        "output": None,
+    }
     args |= {"partials": False, "api_key": None, "latency": "balanced", "input_device": None}
 
     async def run(kind: str) -> int:

@@ -63,7 +63,7 @@ def find_endpoint(
         speech = float(energy[has_letter].mean())
         is_quiet = float(energy[n - config.after_speech // 2 :].mean()) <= config.quiet_ratio * speech
         if is_quiet or run >= config.loud_factor * config.after_speech:
-            return Endpoint(n - run // 2, True)
+            return Endpoint(n - config.after_speech // 2, True)  # whatever frame the last letter is found in
     if n_stable >= config.max_length:
         return Endpoint(longest_pause(has_letter[:n_stable], n_stable // 2), True)
     return None

@@ -332,46 +332,49 @@ class Engine:
         stream.buffer.release(HOP * max(0, first))
 
     def transcribe_offline(self, samples: Samples, config: StreamConfig | None = None) -> list[Transcript]:
-        """The words of whole `samples` in one pass: what streaming is measured against.
+        """The words of whole `samples` without streaming: what streaming is measured against.
 
-        Audio beyond the longest segment is run in windows of that length with generous context. Segments
-        end where the endpoint rules say, but every word comes from the same pass.
+        One pass over the recording tells where segments end, by the rules of a stream; each segment is then
+        run once, with context on both sides, unless the recording is a single one.
         """
-        config = config or StreamConfig.preset("balanced")
-        stream = self.new_stream(replace(config, commit_after=10**9))
-        stream.buffer = RingBuffer(max(len(samples), 1))
-        stream.push(samples)
+        stream = self.new_stream(replace(config or StreamConfig.preset("balanced"), commit_after=10**9))
+        rows = self.emit_long(samples, stream)
+        finals: list[Transcript] = []
+        for start in range(0, max(1, len(samples)), SAMPLE_RATE):
+            stream.push(samples[start : start + SAMPLE_RATE])
+            if start + SAMPLE_RATE >= len(samples):
+                stream.finish()
+            while (task := stream.next_pass()) is not None:
+                is_whole = (task.start_sample, task.end_sample) == (0, len(samples))
+                if task.cut is None or is_whole:
+                    first = task.start_sample // HOP
+                    n = max(1, n_frames(task.end_sample - task.start_sample))
+                    events = (self.advance if task.cut is None else self.finalize)(
+                        stream, task, rows[first : first + n]
+                    )
+                else:
+                    events = self.finalize(stream, task, self.model.emit([self.window(stream, task)])[0])
+                finals += [event for event in events if isinstance(event, Transcript) and event.is_final]
+        return finals
+
+    def emit_long(self, samples: Samples, stream: Stream) -> LogProbs:
+        """(n_frames, n_vocab) of a whole recording; beyond the longest segment in windows with generous context."""
+        if stream.statistics is not None and len(samples):
+            whole = Statistics()
+            whole.add(samples)
+            samples = whole.normalise(samples)
+        config = stream.config
         total = n_frames(max(len(samples), RECEPTIVE_FIELD))
-        longest = config.endpoint.max_length + 4 * config.context
+        longest, margin = config.endpoint.max_length + 4 * config.context, 2 * config.context
         rows = np.zeros((0, len(self.alphabet.tokens)), np.float32)
         while len(rows) < total:
-            start = max(0, len(rows) - 2 * config.context)
+            start = max(0, len(rows) - margin)
             end = min(total, start + longest)
             is_last = end == total
-            task = Pass(HOP * start, len(samples) if is_last else n_samples_for(end), end)
-            emitted = self.model.emit([self.window(stream, task)])[0]
-            until = total if is_last else end - 2 * config.context
-            rows = np.concatenate([rows, emitted[len(rows) - start : until - start]])
-        return self.segments(stream, rows)
-
-    def segments(self, stream: Stream, rows: LogProbs) -> list[Transcript]:
-        """Splits the frames of a whole recording where a pause is long enough."""
-        spans = decode_greedy(rows, 0, self.alphabet)
-        groups: list[list[WordSpan]] = []
-        for span in spans:
-            rules = stream.config.endpoint
-            if (
-                not groups
-                or span.start_frame - groups[-1][-1].end_frame >= rules.after_speech
-                or span.end_frame - groups[-1][0].start_frame > rules.max_length
-            ):
-                groups.append([])
-            groups[-1].append(span)
-        results = []
-        for number, group in enumerate(groups):
-            stream.segment = number
-            results.append(transcript(stream, group, len(group), group[-1].end_frame, is_final=True))
-        return results
+            window = samples[HOP * start : len(samples) if is_last else n_samples_for(end)]
+            until = total if is_last else end - margin
+            rows = np.concatenate([rows, self.model.emit([window])[0][len(rows) - start : until - start]])
+        return rows
 
 
 def after(spans: Sequence[WordSpan], committed: Sequence[WordSpan]) -> list[WordSpan]:

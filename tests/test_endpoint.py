@@ -21,7 +21,7 @@ def segment(line: str, quiet: float = 0.001) -> tuple[np.ndarray, np.ndarray]:
         ("#" * 5 + "." * 10, Endpoint(10, True)),
         ("#" * 5 + "-" * 10, None),  # a long vowel, or music: blank, but not silent
         ("#" * 5 + "-" * 29, None),
-        ("#" * 5 + "-" * 30, Endpoint(20, True)),
+        ("#" * 5 + "-" * 30, Endpoint(30, True)),
         ("." * 59, None),
         ("." * 60, Endpoint(35, False)),
         ("#." * 49, None),

@@ -6,6 +6,9 @@ stream) its *final pass* runs the whole segment once more, with context on both 
 what one offline pass would say. Every decision depends on sample positions alone, never on when or in
 which pieces the samples arrived.
 
+Not every step can end a segment: a pause must last first. Those between only show partials, and may be left out
+(`Stream.shows_all = False`) where time is short; the finals stay the same to the bit.
+
 The engine and the model hold no stream's state: it is all in `Stream`.
 """
 
@@ -23,7 +26,7 @@ from core.audio import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, Samples, check_samples
 from core.decoder import WordSpan, decode_greedy
 from core.endpoint import EndpointConfig, find_endpoint
 from core.ring_buffer import RingBuffer
-from core.stitcher import Emission, LogProbs, StitchedFrames, empty, stitch
+from core.stitcher import MARGIN, Emission, LogProbs, StitchedFrames, empty, stitch
 from core.transcript import Event, Gap, Transcript, Word, make_transcript
 
 LATENCIES = ("low", "balanced", "accurate")
@@ -117,7 +120,10 @@ class Stream:
         self.config = config
         segment = config.endpoint.max_length + config.window + config.context
         self.buffer = RingBuffer(n_samples_for(segment + config.context + config.backlog))
-        self.frames = empty(0, n_vocab)  # of the running segment
+        self.frames = empty(0, n_vocab)  # of the running segment, up to the last step that could end it
+        self.shown = self.frames  # the same, and the steps since that only show partials
+        self.shows_all = True  # False leaves those out
+        self.target = config.hop  # first frame that is not stable after the next step that can end the segment
         self.segment = 0
         self.n_samples = 0  # accepted so far
         self.barriers: deque[int] = deque()  # sample positions of flushes that wait
@@ -131,7 +137,7 @@ class Stream:
     @property
     def n_processed(self) -> int:
         """Samples whose frames are stable or final."""
-        return self.frames.stable_frame * HOP
+        return self.shown.stable_frame * HOP
 
     @property
     def is_ready(self) -> bool:
@@ -181,15 +187,20 @@ class Stream:
         """The window to run next; None where more samples are needed first."""
         if self.pending is not None:
             return self.pending
-        config, cursor = self.config, self.frames.stable_frame
-        end = n_samples_for(cursor + config.hop + config.right)
+        config = self.config
+        stable = min(self.target, self.shown.stable_frame + config.hop) if self.shows_all else self.target
+        end = n_samples_for(stable + config.right)
         limit = self.barriers[0] if self.barriers else self.n_samples
         if end <= limit:
-            return Pass(HOP * max(0, cursor - config.left), end)
+            return Pass(HOP * max(0, stable - config.hop - config.left), end)
         if self.barriers:
             cut = max(n_frames(limit), self.frames.start_frame)
             return Pass(self.context_start, limit, cut, is_barrier=True)
         return None
+
+    def stable_after(self, step: Pass) -> int:
+        """First frame that is not stable after a step; short of `target` it can only show a partial."""
+        return n_frames(step.end_sample) - self.config.right
 
     @property
     def context_start(self) -> int:
@@ -249,7 +260,10 @@ class Engine:
         statistics = stream.statistics
         if statistics is None or not len(samples):
             return samples
-        if task.end_sample > stream.measured:
+        if task.cut is None and stream.stable_after(task) < stream.target:
+            statistics = replace(statistics)  # a step that may be left out leaves no trace
+            statistics.add(stream.buffer.read(stream.measured, task.end_sample))
+        elif task.end_sample > stream.measured:
             statistics.add(stream.buffer.read(stream.measured, task.end_sample))
             stream.measured = task.end_sample
         if task.cut is not None:
@@ -260,10 +274,14 @@ class Engine:
     def advance(self, stream: Stream, task: Pass, log_probs: LogProbs) -> list[Event]:
         """Stitches a step's frames to the segment; perhaps a partial, perhaps an endpoint."""
         config = stream.config
-        stable = stream.frames.stable_frame + config.hop
+        stable = stream.stable_after(task)
         window = Emission(log_probs, task.start_sample // HOP).since(stream.frames.start_frame)
-        frames = stream.frames = stitch(stream.frames, window, stable, self.alphabet.silent)
+        if stable < stream.target:
+            stream.shown = stitch(stream.shown, window, stable, self.alphabet.silent)
+            return self.partial(stream)
+        frames = stream.frames = stream.shown = stitch(stream.frames, window, stable, self.alphabet.silent)
         has_letter = self.is_letter[frames.log_probs.argmax(1)]
+        stream.target = stable + config.hop * hops_to_endpoint(has_letter, frames.n_stable, config)
         endpoint = find_endpoint(has_letter, self.energy(stream, frames), frames.n_stable, config.endpoint)
         events: list[Event] = []
         if endpoint is None or endpoint.has_speech:
@@ -283,12 +301,12 @@ class Engine:
         return np.asarray(np.square(samples.astype(np.float64)).reshape(-1, HOP).mean(1))
 
     def partial(self, stream: Stream) -> list[Event]:
-        frames = stream.frames
+        frames = stream.shown
         spans = decode_greedy(frames.log_probs, frames.start_frame, self.alphabet)
         settled = frames.stable_frame - stream.config.commit_after
         n = len(stream.committed)
         words = list(stream.committed) + after(spans, stream.committed)
-        while n < len(words) - 1 and words[n].is_closed and words[n].end_frame <= settled:
+        while frames is stream.frames and n < len(words) - 1 and words[n].is_closed and words[n].end_frame <= settled:
             n += 1
         stream.committed = tuple(words[:n])
         text = " ".join(word.text for word in words)
@@ -321,7 +339,8 @@ class Engine:
         frames, config = stream.frames.since(frame), stream.config
         # The next window ends here: rows beyond would have nothing to replace them.
         n = frames.n_stable + config.hop + config.right
-        stream.frames = replace(frames, log_probs=frames.log_probs[:n])
+        stream.frames = stream.shown = replace(frames, log_probs=frames.log_probs[:n])
+        stream.target = stream.frames.stable_frame + config.hop
         stream.committed = ()
         stream.last_partial = ("", 0)
 
@@ -375,6 +394,18 @@ class Engine:
             until = total if is_last else end - margin
             rows = np.concatenate([rows, self.model.emit([window])[0][len(rows) - start : until - start]])
         return rows
+
+
+def hops_to_endpoint(has_letter: NDArray[np.bool_], n_stable: int, config: StreamConfig) -> int:
+    """Steps until the segment can end: the pause that ends it has yet to last.
+
+    Bounded by the left context, which those steps take from the one that follows them.
+    """
+    rules, spoken = config.endpoint, np.flatnonzero(has_letter)
+    run = len(has_letter) - 1 - int(spoken[-1]) if len(spoken) else 0
+    longest = rules.max_length if len(spoken) else rules.before_speech
+    wait = min(rules.after_speech - run, longest - n_stable)
+    return max(1, min(-(-wait // config.hop), 1 + (config.left - MARGIN) // config.hop))
 
 
 def after(spans: Sequence[WordSpan], committed: Sequence[WordSpan]) -> list[WordSpan]:

@@ -233,3 +233,59 @@ def test_offline_says_the_same() -> None:
     assert " ".join(segment.text for segment in offline) == WORDS
     long = np.concatenate([plant("OVER AND OVER ")[: HOP * 42]] * 60)
     assert " ".join(s.text for s in engine.transcribe_offline(long)) == " ".join(["OVER AND OVER"] * 60)
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data(), edge=st.integers(0, 6), jitter=st.integers(0, 2))
+def test_steps_left_out_change_no_final(data: st.DataObject, edge: int, jitter: int) -> None:
+    """Under load partials are left out at any time; the finals are the same, with their times and committed words."""
+    samples = plant(TEXT, gap=data.draw(st.integers(2, 5)))
+    config = StreamConfig(
+        left=data.draw(st.integers(40, 150)),
+        hop=data.draw(st.integers(5, 30)),
+        right=data.draw(st.integers(0, 30)),
+        commit_after=data.draw(st.sampled_from([0, 20, 1000])),
+        endpoint=EndpointConfig(
+            after_speech=data.draw(st.integers(30, 90)), max_length=data.draw(st.integers(180, 400))
+        ),
+    )
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    flush_at = data.draw(st.integers(0, len(samples)))
+
+    def events_with(share_left_out: float) -> tuple[list[Event], int]:
+        model = PlantedModel(edge=edge, jitter=jitter)
+        engine = Engine(model)
+        stream = engine.new_stream(config)
+        events: list[Event] = []
+        for part in (samples[:flush_at], samples[flush_at:]):
+            for start in range(0, len(part), 5000):
+                stream.push(part[start : start + 5000])
+                stream.shows_all = rng.random() >= share_left_out
+                while stream.is_ready:
+                    events += engine.step([stream])[0]
+                    stream.shows_all = rng.random() >= share_left_out
+            stream.flush()
+        stream.finish()
+        return events + engine.drain(stream), len(model.lengths)
+
+    everything, n = events_with(0.0)
+    check_contract(everything)
+    for share in (0.5, 1.0):
+        some, fewer = events_with(share)
+        check_contract(some)
+        assert finals(some) == finals(everything)
+        assert fewer <= n
+
+
+def test_steps_left_out_save_half_of_the_windows() -> None:
+    counts = []
+    for shows_all in (True, False):
+        model = PlantedModel()
+        stream = Engine(model).new_stream(StreamConfig.preset("balanced"))
+        stream.shows_all = shows_all
+        engine = Engine(model)
+        for _ in range(30):
+            stream.push(plant("NO PAUSE HERE AT")[: HOP * 50])
+            engine.drain(stream)
+        counts.append(len(model.lengths))
+    assert counts[1] <= 0.55 * counts[0]

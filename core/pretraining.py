@@ -152,7 +152,8 @@ def contrastive_loss(
     places = distractors[mask]  # (masked, n)
     others = F.embedding(places, F.normalize(quantized.float(), dim=-1).flatten(0, 1))  # (masked, n, dim)
     is_same = (codes.flatten(0, 1)[places] == codes[mask][:, None]).all(-1)
-    scores = torch.einsum("md,mnd->mn", asked, others).masked_fill(is_same, float("-inf"))
+    # Products, not a matrix product, which autocast would round to bfloat16.
+    scores = (asked[:, None] * others).sum(-1).masked_fill(is_same, float("-inf"))
     logits = torch.cat([(asked * own).sum(-1, keepdim=True), scores], 1) / temperature
     return F.cross_entropy(logits, torch.zeros_like(places[:, 0]), reduction="sum")
 

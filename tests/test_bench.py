@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.audio import SAMPLE_RATE, Samples
+from core.edit_distance import WordErrors, word_errors
+from core.normalise import normalise, spell, spell_ordinal
+from core.training.manifest import read_manifest, read_set
 from streamer.bench.conditions import CONDITIONS, apply_condition
-from streamer.bench.edit_distance import WordErrors, word_errors
-from streamer.bench.normalise import normalise, spell, spell_ordinal
-from streamer.bench.speech_set import read_manifest, read_set
 from streamer.bench.systems import ModelChoice, assemble_base, load_system
 from streamer.bench.wer import Task, equal_to_offline, measure, summary, table, write_details
 from streamer.cli import main

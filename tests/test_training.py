@@ -1,22 +1,35 @@
 from __future__ import annotations
 
+import shutil
 import struct
+import tarfile
+from dataclasses import replace
 from pathlib import Path
 
+import jiwer
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+from core.acoustic import AcousticModel
 from core.configuration import Wav2Vec2Config
+from core.pretraining import Wav2Vec2ForPreTraining, scale_gradient, temperature_at
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.training.augment import Augment
 from core.training.command import main
-from core.training.corpus import Corpus, load_manifest, normalise
+from core.training.corpus import Clip, Corpus, Speech, load_manifest, spoken_form
 from core.training.distil import distil
+from core.training.evaluate import evaluate
 from core.training.finetune import ctc_loss, finetune
-from core.training.run import LOG_NAME, RunConfig
+from core.training.manifest import read_manifest, read_set
+from core.training.plot import read_curves
+from core.training.prepare import prepare
+from core.training.pretrain import METRICS, PretrainConfig, masked_loss, pretrain, standardize
+from core.training.run import LOG_NAME, Run, RunConfig
 from core.training.student import make_student, make_tokenizer
+from core.training.synthesize import SynthesisConfig, read_sentences, synthesize
+from core.training.voices import PROGRAMS, Engine, run_program
 from core.training.whisper import WhisperEncoder, load_teacher, mel_filters, read_ctranslate2
 from core.wav2vec2 import Wav2Vec2ForCTC
 
@@ -29,6 +42,24 @@ BLOCKS = Wav2Vec2Config(
     hidden_dropout=0.0,
     attention_dropout=0.0,
     activation_dropout=0.0,
+)
+
+PRETRAINED = Wav2Vec2Config(
+    hidden_size=32,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=64,
+    conv_dim=(32, 32, 32),
+    conv_kernel=(160, 2, 2),
+    conv_stride=(80, 2, 2),
+    feat_extract_norm="layer",
+    conv_bias=True,
+    do_stable_layer_norm=True,
+    num_conv_pos_embeddings=16,
+    num_codevectors_per_group=20,
+    codevector_dim=16,
+    proj_codevector_dim=16,
+    num_negatives=10,
 )
 
 
@@ -53,10 +84,10 @@ def corpus(manifest: Path, seed: int = 1) -> Corpus:
 
 @pytest.mark.parametrize(
     ("raw", "expected"),
-    [("It's  fine—really.", "IT'S FINE REALLY"), ("Don’t", "DON'T"), ("room 12", None), ("", "")],
+    [("It's  fine—really, Mr. X.", "IT'S FINE REALLY MISTER X"), ("Don’t", "DON'T"), ("room 12", ""), ("", "")],
 )
-def test_transcripts_are_normalised(raw: str, expected: str | None) -> None:
-    assert normalise(raw) == expected
+def test_transcripts_are_normalised(raw: str, expected: str) -> None:
+    assert spoken_form(raw) == expected
 
 
 def test_batches_are_whole_and_depend_on_the_seed_alone(manifest: Path) -> None:
@@ -71,8 +102,6 @@ def test_batches_are_whole_and_depend_on_the_seed_alone(manifest: Path) -> None:
 
 
 def test_manifest_in_tar_shards_reads_the_same(manifest: Path, tmp_path: Path) -> None:
-    import tarfile
-
     (tmp_path / "set.tsv").write_text(manifest.read_text())
     with tarfile.open(tmp_path / "set-00.tar", "w") as tar:
         for file in sorted(manifest.parent.glob("*.wav")):
@@ -146,7 +175,12 @@ def test_distilling_learns_the_front_end(manifest: Path, tmp_path: Path) -> None
     teacher = WhisperEncoder(BLOCKS).eval().requires_grad_(False)
     student = make_student(teacher, BLOCKS)
     blocks = [p.clone() for p in student.wav2vec2.encoder.layers.parameters()]
-    distil(student, teacher, corpus(manifest), RunConfig(tmp_path, 12, 3e-3, warmup=2, log_every=4))
+    distil(
+        student,
+        teacher,
+        Speech(load_manifest(manifest), Augment(), 1),
+        RunConfig(tmp_path, 12, 3e-3, warmup=2, log_every=4),
+    )
     losses = [float(line.split(",")[2]) for line in (tmp_path / LOG_NAME).read_text().splitlines()[1:]]
     assert losses[-1] < losses[0]
     for before, after in zip(blocks, student.wav2vec2.encoder.layers.parameters(), strict=True):
@@ -171,11 +205,65 @@ def test_fine_tuning_lowers_the_loss_and_heads_can_go_first(
     assert ctc_loss(model, batch, True).item() < before
 
 
-def test_a_run_goes_on_from_its_checkpoint(manifest: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
-    finetune(tiny(tiny_model_dir), corpus(manifest), RunConfig(tmp_path, 4, 1e-3, save_every=2, log_every=1))
-    finetune(tiny(tiny_model_dir), corpus(manifest), RunConfig(tmp_path, 6, 1e-3, save_every=2, log_every=1))
-    steps = [int(line.split(",")[0]) for line in (tmp_path / LOG_NAME).read_text().splitlines()[1:]]
-    assert steps == [1, 2, 3, 4, 5, 6]
+def steps_of(folder: Path) -> list[int]:
+    return [int(line.split(",")[0]) for line in (folder / LOG_NAME).read_text().splitlines()[1:]]
+
+
+def test_a_resumed_run_is_the_run_it_would_have_been(manifest: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    whole, parts = tiny(tiny_model_dir), tiny(tiny_model_dir)
+    config = RunConfig(tmp_path / "whole", 7, 1e-3, save_every=3, log_every=1)
+    finetune(whole, corpus(manifest), config)
+    config = replace(config, output=tmp_path / "parts", save_every=3)
+    run = Run(parts.train(), config, ["wer"])
+    batches = corpus(manifest).batches()
+    for _ in range(5):  # cut off after step 5: the steps after the checkpoint of step 3 are lost
+        batch = next(batches)
+        run.step(ctc_loss(parts, batch, False), batch.seconds)
+        run.report()
+    parts = tiny(tiny_model_dir)
+    finetune(parts, corpus(manifest), config)
+    assert steps_of(config.output) == steps_of(tmp_path / "whole") == [1, 2, 3, 4, 5, 6, 7]
+    for name, weight in whole.state_dict().items():
+        assert torch.allclose(weight, parts.state_dict()[name], atol=1e-7), name
+
+
+def test_a_checkpoint_of_another_model_or_log_is_refused(manifest: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    config = RunConfig(tmp_path, 1, 1e-3)
+    finetune(tiny(tiny_model_dir), corpus(manifest), config)
+    with pytest.raises(ValueError, match="another model"):
+        Run(torch.nn.Linear(2, 2), config)
+    with pytest.raises(ValueError, match="Expected the columns"):
+        Run(tiny(tiny_model_dir), config, ["perplexity"])
+
+
+def test_batches_begin_where_they_are_asked_to(manifest: Path) -> None:
+    batches = corpus(manifest).batches()
+    skipped = [next(batches) for _ in range(5)][4]
+    first = next(corpus(manifest).batches(4))
+    assert torch.equal(first.input_values, skipped.input_values) and torch.equal(first.labels, skipped.labels)
+
+
+def test_samples_are_normalised_where_the_checkpoint_was(manifest: Path) -> None:
+    tokenizer = make_tokenizer(do_normalize=True)
+    batch = next(Corpus(load_manifest(manifest), tokenizer, Augment(), 4, 1).batches())
+    wave = batch.input_values[0, : int(batch.attention_mask[0].sum())]
+    assert abs(float(wave.mean())) < 1e-3 and float(wave.std()) == pytest.approx(1, abs=1e-2)
+
+
+def test_passages_are_of_one_utterance_each() -> None:
+    """Each clip holds its own number, so a crop tells where it is from."""
+    clips = [Clip(np.full(16_000 + 1_000 * i, i + 1, np.int16), "") for i in range(20)]
+    speech = Speech(clips, Augment(), 1, min_s=1.5)
+    seen = set()
+    for number in range(40):
+        batch = speech.passages(number, batch_s=6, max_s=2)
+        assert torch.equal(batch, speech.passages(number, batch_s=6, max_s=2))
+        assert 24_000 <= batch.shape[1] <= 32_000 and batch.numel() <= 6 * 16_000
+        assert (batch == batch[:, :1]).all()
+        seen |= set((batch[:, 0] * 32768).round().int().tolist())
+    assert seen == set(range(9, 21))  # clips of 1.5 s and more
+    with pytest.raises(ValueError, match="none among 20"):
+        Speech(clips, Augment(), 1, min_s=3)
 
 
 def test_the_command_adapts_a_model(
@@ -183,7 +271,191 @@ def test_the_command_adapts_a_model(
 ) -> None:
     out = tmp_path / "mine"
     arguments = ["--manifest", str(manifest), "--model", str(tiny_model_dir), "--output", str(out), "--steps", "2"]
+    arguments += ["--validate", str(manifest), "--mask-time", "0.1", "--mask-feature", "0.1"]
     assert main(["finetune", *arguments]) == 0
     assert Wav2Vec2Tokenizer.from_pretrained(out).vocab_size == 32
-    assert main(["evaluate", "--manifest", str(manifest), "--model", str(out)]) == 0
-    assert "12 utterances, mean CTC loss" in capsys.readouterr().out
+    assert "before: WER" in capsys.readouterr().out
+    row = dict(zip(*((line.split(",")) for line in (out / LOG_NAME).read_text().splitlines()), strict=True))
+    assert float(row["wer"]) > 0 and float(row["audio_s_per_s"]) > 0
+    texts = ["--texts", str(tmp_path / "texts")]
+    assert main(["evaluate", "--manifest", str(manifest), "--model", str(out), "--limit", "9", *texts]) == 0
+    assert "set: 9 utterances" in capsys.readouterr().out
+    assert len((tmp_path / "texts" / "set.tsv").read_text().splitlines()) == 10
+
+
+def test_error_rates_are_jiwers(manifest: Path, tiny_model_dir: Path) -> None:
+    score = evaluate(AcousticModel.load(tiny_model_dir, "cpu"), read_set(manifest))
+    references, texts = [h.reference for h in score.heard], [h.text for h in score.heard]
+    assert score.word_error_rate == pytest.approx(jiwer.wer(references, texts))
+    assert score.letter_error_rate == pytest.approx(jiwer.cer(references, texts))
+
+
+def speech_like(seconds: float, rate: int = 16_000) -> np.ndarray:
+    return 0.3 * np.sin(np.arange(int(seconds * rate)) * 2 * np.pi * 200 / rate)
+
+
+def prepared(output: Path, name: str = "prepared") -> dict[str, str]:
+    """Transcripts, after a look at the audio."""
+    for utterance in read_set(output / f"{name}.tsv"):
+        info = soundfile.info(output / utterance.path)
+        assert (info.samplerate, info.channels, info.format) == (16_000, 1, "FLAC")
+    return read_manifest(output / f"{name}.tsv")
+
+
+def test_librispeech_is_prepared(tmp_path: Path) -> None:
+    folder = tmp_path / "set" / "19" / "198"
+    folder.mkdir(parents=True)
+    for i in range(2):
+        soundfile.write(folder / f"19-198-{i:04}.flac", speech_like(1), 16_000)
+    lines = ["19-198-0000 NORTHANGER ABBEY", "19-198-0001 IT'S TRUE", "19-198-0002 IS NOT THERE"]
+    (folder / "19-198.trans.txt").write_text("\n".join(lines) + "\n")
+    result = prepare([tmp_path / "set"], tmp_path / "out", "prepared")
+    assert list(prepared(tmp_path / "out").values()) == ["NORTHANGER ABBEY", "IT'S TRUE"]
+    assert result.left_out == {"unreadable": 1} and result.hours == pytest.approx(2 / 3600)
+    assert (tmp_path / "out" / "prepared.tsv").read_text().splitlines()[1].split("\t")[1:3] == ["1.000", "19"]
+
+
+def test_common_voice_is_prepared(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / "clips" / f"{name}.mp3", speech_like(1, 32_000), 32_000)
+    rows = ["client_id\tpath\tsentence\tup_votes", 'x\ta.mp3\t"Room 12," he said.\t2', "y\tb.mp3\t…\t0"]
+    (tmp_path / "train.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    result = prepare([tmp_path / "train.tsv"], tmp_path / "out", "cv")
+    assert list(prepared(tmp_path / "out", "cv").values()) == ["ROOM TWELVE HE SAID"]
+    assert result.left_out == {"text without words": 1}
+    with pytest.raises(ValueError, match="already there"):
+        prepare([tmp_path / "train.tsv"], tmp_path / "out", "cv")
+    (tmp_path / "other.tsv").write_text("a\tb\n1\t2\n")
+    with pytest.raises(ValueError, match="path and sentence"):
+        prepare([tmp_path / "other.tsv"], tmp_path / "out", "other")
+
+
+def test_a_folder_is_prepared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "mine" / "ann"
+    folder.mkdir(parents=True)
+    for name, seconds in {"one": 1, "two": 2, "short": 0.1, "long": 18}.items():
+        stereo = np.stack([speech_like(seconds, 22_050)] * 2, 1)
+        soundfile.write(folder / f"{name}.wav", stereo, 22_050)
+    (folder / "one.txt").write_text("Hello,\nworld!\n")
+    (folder / "broken.wav").write_text("no audio")
+    assert main(["prepare", str(tmp_path / "mine"), "--output", str(tmp_path / "out"), "--name", "ann"]) == 0
+    assert list(prepared(tmp_path / "out", "ann").values()) == ["HELLO WORLD", ""]
+    said = capsys.readouterr().out
+    assert "2 utterances" in said
+    for reason in ("1 left out (too long)", "1 left out (too short)", "1 left out (unreadable)"):
+        assert reason in said
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="expected audio files"):
+        prepare([tmp_path / "empty"], tmp_path / "out", "none")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_speak(name: str) -> None:
+    if not shutil.which(name):
+        pytest.skip(f"{name} is not installed")
+    engine = PROGRAMS[name]()
+    voices = {engine.voices[0], engine.voices[-1]}
+    for voice in voices:
+        samples = engine.speak("Hello there, what a fine morning.", voice, 1.0)
+        assert 16_000 < len(samples) < 80_000 and float(np.abs(samples).max()) > 0.05
+    if name != "festival":
+        fast, slow = (len(engine.speak("Hello there.", engine.voices[0], speed)) for speed in (1.4, 0.8))
+        assert fast < 0.8 * slow
+
+
+def test_a_program_that_fails_is_named() -> None:
+    with pytest.raises(ValueError, match="does not run"):
+        run_program(["no-such-program-at-all"])
+    with pytest.raises(ValueError, match="failed: .*exit code 3|failed: gone"):
+        run_program(["sh", "-c", "echo gone >&2; exit 3"])
+
+
+def test_sentences_are_read_by_many_voices(tmp_path: Path) -> None:
+    """An engine that hums for a twentieth of a second a letter, at a pitch that the voice says."""
+
+    def hum(text: str, voice: str, speed: float) -> np.ndarray:
+        if "fail" in text:
+            raise ValueError("will not say that")
+        heard.append(text)
+        return np.asarray(np.sin(np.arange(int(800 * len(text) / speed)) * float(voice)), np.float32)
+
+    heard: list[str] = []
+    engines = [Engine("low", ("0.02", "0.03"), hum), Engine("high", ("0.2", "0.3", "0.4"), hum)]
+    (tmp_path / "sentences.tsv").write_text(
+        "1\tCHAPTER ONE\n2\tRoom 12, please.\n\n3\tNow fail.\n4\t...\n" + "\n".join(f"Line {i}." for i in "abcdefgh")
+    )
+    sentences = read_sentences(tmp_path / "sentences.tsv")
+    config = SynthesisConfig(tmp_path, "many", (0.9, 1.1))
+    result = synthesize(sentences, engines, config)
+    assert heard[:2] == ["chapter one", "room twelve please"] and heard[2] == "Line a."
+    assert result.n_kept == 10 and result.left_out == {"failed": 1, "text without words": 1}
+    rows = [line.split("\t") for line in (tmp_path / "many.tsv").read_text().splitlines()]
+    assert rows[2][3] == "ROOM TWELVE PLEASE" and len({row[2] for row in rows[1:]}) >= 3
+    assert len(prepared(tmp_path, "many")) == 10
+    again = synthesize(sentences[:5], engines, replace(config, output=tmp_path / "again"))
+    assert (tmp_path / "again" / "many.tsv").read_text() == "".join(
+        line + "\n" for line in (tmp_path / "many.tsv").read_text().splitlines()[: 1 + again.n_kept]
+    )
+    resumed = synthesize(sentences, engines, replace(config, output=tmp_path / "again"))
+    assert resumed.left_out["there already"] == again.n_kept
+    assert (tmp_path / "again" / "many.tsv").read_text() == (tmp_path / "many.tsv").read_text()
+    with pytest.raises(ValueError, match="install espeak-ng"):
+        synthesize(sentences, [], config)
+
+
+def test_curves_are_plotted(manifest: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    config = RunConfig(tmp_path / "run", 3, 1e-3, log_every=1)
+    finetune(tiny(tiny_model_dir), corpus(manifest), config)
+    curves = read_curves(tmp_path / "run")
+    assert list(curves) == ["loss", "learning_rate", "audio_s_per_s"] and curves["loss"][0] == [1, 2, 3]
+    for suffix, begin in {"png": b"\x89PNG", "svg": b"<?xml"}.items():
+        output = tmp_path / f"curve.{suffix}"
+        assert main(["plot", str(tmp_path / "run" / LOG_NAME), str(tmp_path / "run"), "--output", str(output)]) == 0
+        assert output.read_bytes().startswith(begin)
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="Found: a, b"):
+        read_curves(tmp_path / "other.csv")
+
+
+def test_pretraining_learns_and_resumes(manifest: Path, tmp_path: Path) -> None:
+    def start() -> Wav2Vec2ForPreTraining:
+        torch.manual_seed(0)
+        return Wav2Vec2ForPreTraining(PRETRAINED)
+
+    speech = Speech(load_manifest(manifest), Augment(), 1, 0.5)
+    settings = PretrainConfig(batch_s=4, mask_length=4)
+    config = RunConfig(tmp_path / "whole", 24, 5e-3, warmup=4, encoder_rate=1, log_every=4, save_every=12)
+    model = start()
+    pretrain(model, speech, config, settings)
+    curves = read_curves(tmp_path / "whole")
+    assert set(METRICS) <= set(curves)
+    assert curves["contrastive"][1][-1] < curves["contrastive"][1][0]
+    assert curves["temperature"][1][0] > curves["temperature"][1][-1]
+    # Cut off after step 14, it goes on from the checkpoint of step 12.
+    short = replace(config, output=tmp_path / "parts")
+    run = Run(parts := start().train(), short, METRICS)
+    scale_gradient(parts.wav2vec2.feature_extractor, settings.extractor_gradient)
+    for step in range(14):
+        parts.set_gumbel_temperature(temperature_at(step, 24))
+        samples = standardize(speech.passages(step, settings.batch_s, settings.max_s))
+        run.step(masked_loss(parts, samples, settings)[0], 1, **dict.fromkeys(METRICS, 0.0))
+        run.report()
+    parts = start()
+    pretrain(parts, speech, short, settings)
+    for name, weight in model.state_dict().items():
+        assert torch.allclose(weight, parts.state_dict()[name], atol=1e-6), name
+
+
+def test_the_command_pretrains_and_what_it_made_is_fine_tuned(manifest: Path, tmp_path: Path) -> None:
+    PRETRAINED.save(tmp_path / "small.json")
+    first, second = tmp_path / "first", tmp_path / "second"
+    common = ["--manifest", str(manifest), "--steps", "2", "--batch-s", "2", "--mask-length", "4"]
+    assert main(["pretrain", "--config", str(tmp_path / "small.json"), "--output", str(first), *common]) == 0
+    assert main(["pretrain", "--model", str(first), "--output", str(second), *common]) == 0
+    out = tmp_path / "tuned"
+    common = ["--manifest", str(manifest), "--steps", "2", "--head-steps", "1"]
+    assert main(["finetune", "--model", str(second), "--output", str(out), *common]) == 0
+    assert Wav2Vec2Tokenizer.from_pretrained(out).do_normalize
+    assert Wav2Vec2ForCTC.from_pretrained(out).config.num_codevectors_per_group == 20

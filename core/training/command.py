@@ -1,9 +1,10 @@
-"""`streamer train`: the recipe of the embedded model, and adapting a model to one's own speech."""
+"""`streamer train`: from recordings to a model. The recipe of the embedded model, and adapting one to own speech."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,100 +12,249 @@ import torch
 
 from core.acoustic import AcousticModel, choose_device
 from core.audio import from_int16
-from core.checkpoint import load_model, resolve, save_model
+from core.checkpoint import load_config, load_model, resolve, save_model
+from core.configuration import Wav2Vec2Config
+from core.pretraining import Wav2Vec2ForPreTraining
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.training.augment import Augment
-from core.training.corpus import Corpus, Utterance, load_manifest
+from core.training.corpus import MAX_SECONDS, MIN_SECONDS, Clip, Corpus, Speech, hours, load_manifest
 from core.training.distil import distil
+from core.training.evaluate import evaluate, write_texts
 from core.training.finetune import finetune
+from core.training.manifest import read_set
+from core.training.plot import plot
+from core.training.prepare import Prepared, prepare
+from core.training.pretrain import SIZES, PretrainConfig, pretrain
 from core.training.run import RunConfig
 from core.training.student import make_student, make_tokenizer
+from core.training.synthesize import SynthesisConfig, read_sentences, synthesize
+from core.training.voices import PROGRAMS, find_programs, kokoro, piper
 from core.training.whisper import load_teacher
-from core.wav2vec2 import Wav2Vec2ForCTC
+from core.wav2vec2 import PreTrainedModel, Wav2Vec2ForCTC
 
 
-def add_common(parser: argparse.ArgumentParser, steps: int, rate: float) -> None:
-    parser.add_argument("--manifest", action="append", required=True, metavar="TSV", help="repeat for several")
-    parser.add_argument("--noise", metavar="TSV", help="background to mix in")
+def add_run(parser: argparse.ArgumentParser, steps: int, rate: float, batch_s: float) -> None:
+    parser.add_argument("--manifest", action="append", type=Path, required=True, metavar="TSV", help="may be repeated")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the checkpoint; resumed from there")
-    parser.add_argument("--steps", type=int, default=steps)
-    parser.add_argument("--learning-rate", type=float, default=rate)
-    parser.add_argument("--batch-s", type=float, default=24, help="seconds of audio a step")
+    parser.add_argument("--steps", type=int, default=steps, help="default: %(default)s")
+    parser.add_argument("--learning-rate", type=float, default=rate, help="default: %(default)s")
+    parser.add_argument("--warmup", type=int, default=50, metavar="STEPS", help="default: %(default)s")
+    parser.add_argument("--batch-s", type=float, default=batch_s, help="seconds of audio a step; default: %(default)s")
+    parser.add_argument("--log-every", type=int, default=25, metavar="STEPS", help="default: %(default)s")
+    parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, metavar="N", help="of PyTorch")
+
+
+def add_noise(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--noise", type=Path, metavar="TSV", help="background to mix in")
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("streamer train", description="Train and adapt models.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    distil_parser = commands.add_parser("distil", help="stage A: an extractor for a Whisper encoder's blocks")
-    distil_parser.add_argument("--teacher", required=True, metavar="BIN", help="CTranslate2 model.bin of a Whisper")
-    add_common(distil_parser, steps=4000, rate=3e-3)
-    tune = commands.add_parser("finetune", help="stage B, or adapting a model to your own speech")
-    tune.add_argument("--model", default="streamer-en", metavar="NAME|DIR")
-    tune.add_argument("--head-steps", type=int, default=0, metavar="N", help="first train the CTC head alone")
-    add_common(tune, steps=300, rate=1e-4)
-    score = commands.add_parser("evaluate", help="mean CTC loss on a manifest")
-    score.add_argument("--model", default="streamer-en", metavar="NAME|DIR")
-    score.add_argument("--manifest", action="append", required=True, metavar="TSV")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    command = commands.add_parser("prepare", help="recordings of a folder or corpus to a manifest")
+    command.add_argument("source", nargs="+", type=Path, help="folder, LibriSpeech tree or Common Voice tsv")
+    command.add_argument("--output", type=Path, required=True, metavar="DIR")
+    command.add_argument("--name", default="prepared", help="of the manifest; default: %(default)s")
+    command.add_argument("--min-s", type=float, default=MIN_SECONDS, help="default: %(default)s")
+    command.add_argument("--max-s", type=float, default=MAX_SECONDS, help="default: %(default)s")
+
+    command = commands.add_parser("synthesize", help="sentences to speech of many voices, and a manifest")
+    command.add_argument("sentences", type=Path, help="a sentence a line, or tab-separated with it in the last column")
+    command.add_argument("--output", type=Path, required=True, metavar="DIR")
+    command.add_argument("--name", default="synthetic", help="of the manifest; default: %(default)s")
+    command.add_argument("--engine", action="append", choices=list(PROGRAMS), help="default: all that are installed")
+    command.add_argument("--kokoro", nargs=2, type=Path, metavar=("ONNX", "VOICES"), help="files of kokoro-onnx")
+    command.add_argument("--piper", action="append", type=Path, default=[], metavar="ONNX", help="a Piper voice's file")
+    command.add_argument("--speed", nargs=2, type=float, default=(0.85, 1.2), metavar=("FROM", "TO"))
+    command.add_argument("--limit", type=int, metavar="N", help="the first sentences only")
+    command.add_argument("--seed", type=int, default=1)
+
+    command = commands.add_parser("pretrain", help="self-supervised, on audio without text")
+    start = command.add_mutually_exclusive_group()
+    start.add_argument(
+        "--config", default="small", metavar="small|base|JSON", help="from scratch; default: %(default)s"
+    )
+    start.add_argument("--model", metavar="NAME|DIR", help="go on from a checkpoint's encoder")
+    command.add_argument("--mask-prob", type=float, default=0.65, help="default: %(default)s")
+    command.add_argument("--mask-length", type=int, default=10, metavar="FRAMES", help="default: %(default)s")
+    command.add_argument("--max-s", type=float, default=15.6, help="longest crop; default: %(default)s")
+    add_run(command, steps=20_000, rate=5e-4, batch_s=60)
+
+    command = commands.add_parser("distil", help="stage A: an extractor for a Whisper encoder's blocks")
+    command.add_argument("--teacher", required=True, metavar="BIN", help="CTranslate2 model.bin of a Whisper")
+    add_run(command, steps=4000, rate=3e-3, batch_s=24)
+    add_noise(command)
+
+    command = commands.add_parser("finetune", help="stage B, or adapting a model to your own speech")
+    command.add_argument("--model", default="streamer-en", metavar="NAME|DIR")
+    command.add_argument("--head-steps", type=int, default=0, metavar="N", help="first train the CTC head alone")
+    command.add_argument("--validate", type=Path, metavar="TSV", help="log the WER on this set with each checkpoint")
+    command.add_argument("--mask-time", type=float, metavar="P", help="share of frames to mask; default: the model's")
+    command.add_argument("--mask-feature", type=float, metavar="P", help="share of channels to mask")
+    add_run(command, steps=300, rate=1e-4, batch_s=24)
+    add_noise(command)
+
+    command = commands.add_parser("evaluate", help="word and letter error rate of a checkpoint")
+    command.add_argument("--model", default="streamer-en", metavar="NAME|DIR")
+    command.add_argument("--manifest", action="append", type=Path, required=True, metavar="TSV")
+    command.add_argument("--limit", type=int, metavar="N", help="the first utterances of each set only")
+    command.add_argument("--texts", type=Path, metavar="DIR", help="write references and what was heard")
+    command.add_argument("--device", default="auto")
+    command.add_argument("--threads", type=int, metavar="N", help="of PyTorch")
+
+    command = commands.add_parser("plot", help="learning curves of logs (needs matplotlib)")
+    command.add_argument("log", nargs="+", type=Path, help="a training.csv, or the folder of a run")
+    command.add_argument("--output", type=Path, required=True, metavar="PNG|SVG|PDF")
     return parser
 
 
-def load_corpus(args: argparse.Namespace, tokenizer: Wav2Vec2Tokenizer) -> Corpus:
-    utterances: list[Utterance] = []
-    for manifest in args.manifest:
-        utterances += load_manifest(manifest)
-    noise = Augment().noise
-    if args.noise:
-        noise = from_int16(np.concatenate([u.samples for u in load_manifest(args.noise)]))
-    corpus = Corpus(utterances, tokenizer, Augment(noise), args.batch_s, args.seed)
-    print(f"{len(corpus.utterances)} utterances, {corpus.hours:.2f} hours")
-    return corpus
+def load_clips(manifests: Sequence[Path]) -> list[Clip]:
+    clips = [clip for manifest in manifests for clip in load_manifest(manifest)]
+    print(f"{len(clips)} utterances, {hours(clips):.2f} hours")
+    return clips
 
 
-def save(model: Wav2Vec2ForCTC, tokenizer: Wav2Vec2Tokenizer, output: Path) -> None:
+def make_augment(noise: Path | None) -> Augment:
+    if noise is None:
+        return Augment()
+    return Augment(from_int16(np.concatenate([clip.samples for clip in load_manifest(noise)])))
+
+
+def run_config(args: argparse.Namespace) -> RunConfig:
+    return RunConfig(
+        args.output,
+        args.steps,
+        args.learning_rate,
+        warmup=args.warmup,
+        log_every=args.log_every,
+        save_every=args.save_every,
+        seed=args.seed,
+    )
+
+
+def begin(args: argparse.Namespace) -> torch.device:
+    """Seeds and threads; the device."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    return choose_device(args.device)
+
+
+def save(model: PreTrainedModel, tokenizer: Wav2Vec2Tokenizer, output: Path) -> None:
     save_model(model, output, dtype=torch.float16)
     tokenizer.save_pretrained(output)
     print(f"saved {output}")
 
 
+def show(prepared: Prepared, manifest: Path) -> int:
+    reasons = "".join(f", {n} left out ({reason})" for reason, n in sorted(prepared.left_out.items()))
+    print(f"{prepared.n_kept} utterances, {prepared.hours:.2f} hours in {manifest}{reasons}")
+    return 0 if manifest.exists() else 1
+
+
+def run_prepare(args: argparse.Namespace) -> int:
+    prepared = prepare(args.source, args.output, args.name, args.min_s, args.max_s)
+    return show(prepared, args.output / f"{args.name}.tsv")
+
+
+def run_synthesize(args: argparse.Namespace) -> int:
+    engines = [engine for engine in find_programs() if not args.engine or engine.name in args.engine]
+    if args.kokoro:
+        engines.append(kokoro(*args.kokoro))
+    if args.piper:
+        engines.append(piper(args.piper))
+    print(", ".join(f"{engine.name} ({len(engine.voices)} voices)" for engine in engines))
+    config = SynthesisConfig(args.output, args.name, tuple(args.speed), args.seed)
+    prepared = synthesize(read_sentences(args.sentences, args.limit), engines, config)
+    return show(prepared, args.output / f"{args.name}.tsv")
+
+
+def start_of(args: argparse.Namespace) -> Wav2Vec2ForPreTraining:
+    if args.model:
+        new = ("quantizer.", "project_hid.", "project_q.")
+        return load_model(Wav2Vec2ForPreTraining, args.model, allow_missing=new)
+    return Wav2Vec2ForPreTraining(SIZES.get(args.config) or Wav2Vec2Config.load(args.config))
+
+
+def run_pretrain(args: argparse.Namespace) -> int:
+    device = begin(args)
+    model = start_of(args).to(device)
+    settings = PretrainConfig(args.batch_s, args.max_s, args.mask_prob, args.mask_length)
+    config = replace(run_config(args), encoder_rate=1.0)
+    speech = Speech(load_clips(args.manifest), Augment(), args.seed, settings.min_s(model.config))
+    pretrain(model, speech, config, settings)
+    save(model, make_tokenizer(do_normalize=True), args.output)
+    return 0
+
+
 def run_distil(args: argparse.Namespace) -> int:
-    device = choose_device(args.device)
-    torch.manual_seed(args.seed)
+    device = begin(args)
     teacher, blocks = load_teacher(args.teacher)
     student = make_student(teacher, blocks).to(device)
-    tokenizer = make_tokenizer()
-    config = RunConfig(args.output, args.steps, args.learning_rate, warmup=100, clip=1.0, seed=args.seed)
-    distil(student, teacher.to(device), load_corpus(args, tokenizer), config)
-    save(student, tokenizer, args.output)
+    speech = Speech(load_clips(args.manifest), make_augment(args.noise), args.seed)
+    distil(student, teacher.to(device), speech, replace(run_config(args), clip=1.0))
+    save(student, make_tokenizer(), args.output)
     return 0
 
 
 def run_finetune(args: argparse.Namespace) -> int:
+    device = begin(args)
     directory = resolve(args.model)
     tokenizer = Wav2Vec2Tokenizer.from_pretrained(directory)
-    model = load_model(Wav2Vec2ForCTC, directory).to(choose_device(args.device))
-    config = RunConfig(args.output, args.steps, args.learning_rate, seed=args.seed)
-    finetune(model, load_corpus(args, tokenizer), config, args.head_steps)
+    config = load_config(directory, args.model)
+    if args.mask_time is not None:
+        config = replace(config, mask_time_prob=args.mask_time)
+    if args.mask_feature is not None:
+        config = replace(config, mask_feature_prob=args.mask_feature)
+    # A pre-trained encoder comes without a head.
+    model = load_model(Wav2Vec2ForCTC, directory, config=config, allow_missing=("lm_head.",)).to(device)
+    corpus = Corpus(load_clips(args.manifest), tokenizer, make_augment(args.noise), args.batch_s, args.seed)
+    word_error_rate = None
+    if args.validate:
+        acoustic, validation = AcousticModel(model, tokenizer), list(read_set(args.validate))
+
+        def word_error_rate() -> float:
+            model.eval()
+            return evaluate(acoustic, validation).word_error_rate
+
+        print(f"before: WER {100 * word_error_rate():.2f} %")
+    finetune(model, corpus, run_config(args), args.head_steps, word_error_rate)
     save(model, tokenizer, args.output)
     return 0
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
-    model = AcousticModel.load(args.model)
-    tokenizer = model.tokenizer
-    losses = []
+    model = AcousticModel.load(args.model, args.device, threads=args.threads)
     for manifest in args.manifest:
-        for utterance in load_manifest(manifest):
-            log_probs = torch.from_numpy(model.emit([from_int16(utterance.samples)])[0])
-            labels = torch.tensor([tokenizer.encode(utterance.transcript)])
-            sizes = torch.tensor([len(log_probs)]), torch.tensor([labels.shape[1]])
-            losses.append(float(torch.nn.functional.ctc_loss(log_probs[:, None], labels, *sizes, model.alphabet.blank)))
-    print(f"{len(losses)} utterances, mean CTC loss a letter {np.mean(losses):.4f}")
+        score = evaluate(model, read_set(manifest, limit=args.limit))
+        print(f"{manifest.stem}: {score}")
+        if args.texts:
+            args.texts.mkdir(parents=True, exist_ok=True)
+            write_texts(score, args.texts / manifest.name)
     return 0
+
+
+def run_plot(args: argparse.Namespace) -> int:
+    plot(args.log, args.output)
+    print(f"saved {args.output}")
+    return 0
+
+
+RUNS = {
+    "prepare": run_prepare,
+    "synthesize": run_synthesize,
+    "pretrain": run_pretrain,
+    "distil": run_distil,
+    "finetune": run_finetune,
+    "evaluate": run_evaluate,
+    "plot": run_plot,
+}
 
 
 def main(arguments: Sequence[str]) -> int:
     args = make_parser().parse_args(arguments)
-    run = {"distil": run_distil, "finetune": run_finetune, "evaluate": run_evaluate}
-    return run[args.command](args)
+    return RUNS[args.command](args)

@@ -1,35 +1,36 @@
-"""Speech with transcripts: manifests, their audio, and batches for CTC training.
+"""Speech in memory: batches with labels for CTC, crops without.
 
-A manifest is a tab-separated file with the header `path, duration_s, speaker, transcript` (no quoting). Its
-audio lies beside it, as files or in the tar shards `NAME-*.tar`. Decoded samples are kept as int16 in memory
-(115 MB an hour).
+Decoded samples are kept as int16 (115 MB an hour). What a batch holds depends on the seed and on its number alone,
+so that a run that goes on from a checkpoint hears what it would have heard.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import re
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from core.audio import SAMPLE_RATE, from_int16
+from core.audio import SAMPLE_RATE, Samples, from_int16
+from core.features import normalize
+from core.normalise import normalise
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.training.augment import Augment
+from core.training.manifest import read_set
 
+MIN_SECONDS = 0.3
 MAX_SECONDS = 17.0  # longer utterances are left out; attention's cost grows with the square
+ORDER, BATCH, CROP, PASSAGE = range(4)  # what a random stream is for
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Utterance:
+class Clip:
     samples: NDArray[np.int16]  # (n,) at 16 kHz
     transcript: str  # normalised: upper case letters, apostrophes and single spaces; empty if unknown
 
@@ -45,121 +46,100 @@ class Batch:
         return self.input_values.numel() / SAMPLE_RATE
 
 
-def normalise(transcript: str) -> str | None:
-    """Upper case letters and apostrophes; None where digits leave the spoken form unknown."""
-    if re.search(r"\d", transcript):
-        return None
-    text = transcript.upper().replace("’", "'")
-    return " ".join(re.sub(r"[^A-Z' ]+", " ", text).split())
+def spoken_form(transcript: str) -> str:
+    """Upper case letters and apostrophes; empty where digits leave open what was said."""
+    return "" if re.search(r"\d", transcript) else normalise(transcript)
 
 
-def audio_files(manifest: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of the audio beside a manifest: the tar shards of its name, else its folder's files."""
-    shards = sorted(manifest.parent.glob(manifest.stem + "-*.tar"))
-    for shard in shards:
-        with tarfile.open(shard) as tar:
-            for member in tar:
-                file = tar.extractfile(member)
-                if file is not None:
-                    yield member.name, file.read()
-    if not shards:
-        for row in read_rows(manifest):
-            path = manifest.parent / row["path"]
-            yield row["path"], path.read_bytes()
-
-
-def read_rows(manifest: Path) -> list[dict[str, str]]:
-    with manifest.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    if rows and not {"path", "transcript"} <= set(rows[0]):
-        raise ValueError(f"Expected the columns path and transcript in {manifest}. Found: {', '.join(rows[0])}")
-    return rows
-
-
-def load_manifest(manifest: str | Path) -> list[Utterance]:
-    """Every utterance of a manifest whose transcript can be normalised.
+def load_manifest(manifest: str | Path) -> list[Clip]:
+    """Every utterance of a manifest, at any sample rate.
 
     Raises:
-        ValueError: a column is missing, or audio is not 16 kHz mono.
+        ValueError: it is no manifest, or audio is missing or cannot be read.
     """
-    manifest = Path(manifest)
-    transcripts = {row["path"]: row["transcript"] for row in read_rows(manifest)}
-    utterances = []
-    for name, data in audio_files(manifest):
-        transcript = transcripts.get(name, transcripts.get(Path(name).name))
-        text = None if transcript is None else normalise(transcript)
-        if text is None:
-            continue
-        samples, rate = soundfile.read(io.BytesIO(data), dtype="int16")
-        if rate != SAMPLE_RATE or samples.ndim != 1:
-            raise ValueError(f"Expected 16 kHz mono in {manifest}. Found: {rate} Hz, {samples.ndim}-D in {name}")
-        utterances.append(Utterance(samples, text))
-    return utterances
+    clips = []
+    for utterance in read_set(Path(manifest)):
+        samples = np.clip(np.rint(utterance.samples * 32768), -32768, 32767).astype(np.int16)
+        clips.append(Clip(samples, spoken_form(utterance.transcript)))
+    return clips
+
+
+def hours(clips: Sequence[Clip]) -> float:
+    return sum(len(clip.samples) for clip in clips) / SAMPLE_RATE / 3600
 
 
 class Corpus:
     """Endless batches of about `batch_s` seconds, in a random order that the seed decides.
 
     Short utterances are glued to spans of 3 to 15 s, so that every batch is full and sees pauses; spans of
-    like length share a batch.
+    like length share a batch. Clips without a transcript are left out.
+
+    Raises:
+        ValueError: no clip is left.
     """
 
     def __init__(
         self,
-        utterances: list[Utterance],
+        clips: Sequence[Clip],
         tokenizer: Wav2Vec2Tokenizer,
         augment: Augment,
         batch_s: float,
         seed: int,
     ) -> None:
-        limit = MAX_SECONDS * SAMPLE_RATE
-        self.utterances = [u for u in utterances if u.transcript and 0.3 * SAMPLE_RATE <= len(u.samples) <= limit]
-        if not self.utterances:
-            raise ValueError(f"No utterance with a transcript of 0.3 to {MAX_SECONDS} s among {len(utterances)}")
+        limits = MIN_SECONDS * SAMPLE_RATE, MAX_SECONDS * SAMPLE_RATE
+        self.clips = [c for c in clips if c.transcript and limits[0] <= len(c.samples) <= limits[1]]
+        if not self.clips:
+            raise ValueError(
+                f"Expected an utterance with a transcript, of {MIN_SECONDS} to {MAX_SECONDS} s. "
+                f"Found: none among {len(clips)}"
+            )
         self.tokenizer = tokenizer
         self.augment = augment
         self.batch_s = batch_s
-        self.rng = np.random.default_rng(seed)
+        self.seed = seed
 
-    @property
-    def hours(self) -> float:
-        return sum(len(u.samples) for u in self.utterances) / SAMPLE_RATE / 3600
-
-    def spans(self) -> list[list[Utterance]]:
-        """One epoch's utterances in random order, glued to spans."""
-        spans: list[list[Utterance]] = []
+    def spans(self, rng: np.random.Generator) -> list[list[Clip]]:
+        """All clips in random order, glued to spans."""
+        spans: list[list[Clip]] = []
         room = 0.0
-        for i in self.rng.permutation(len(self.utterances)):
-            utterance = self.utterances[i]
-            room -= len(utterance.samples)
+        for i in rng.permutation(len(self.clips)):
+            clip = self.clips[i]
+            room -= len(clip.samples)
             if room < 0:
                 spans.append([])
-                room = self.rng.uniform(3, 15) * SAMPLE_RATE - len(utterance.samples)
-            spans[-1].append(utterance)
+                room = rng.uniform(3, 15) * SAMPLE_RATE - len(clip.samples)
+            spans[-1].append(clip)
         return spans
 
-    def epoch(self) -> Iterator[Batch]:
-        def length(span: list[Utterance]) -> int:
-            return sum(len(u.samples) for u in span)
+    def epoch(self, number: int) -> list[list[list[Clip]]]:
+        """The spans of each batch of one pass over the clips."""
 
-        spans = sorted(self.spans(), key=length)
-        groups: list[list[list[Utterance]]] = [[]]
-        for span in spans:
+        def length(span: list[Clip]) -> int:
+            return sum(len(clip.samples) for clip in span)
+
+        rng = np.random.default_rng((self.seed, ORDER, number))
+        groups: list[list[list[Clip]]] = [[]]
+        for span in sorted(self.spans(rng), key=length):
             if groups[-1] and length(span) * (len(groups[-1]) + 1) > self.batch_s * SAMPLE_RATE:
                 groups.append([])
             groups[-1].append(span)
-        for i in self.rng.permutation(len(groups)):
-            yield self.collate(groups[i])
+        return [groups[i] for i in rng.permutation(len(groups))]
 
-    def batches(self) -> Iterator[Batch]:
-        while True:
-            yield from self.epoch()
+    def batches(self, first: int = 0) -> Iterator[Batch]:
+        """Batches without end, from number `first` on."""
+        number = 0
+        for epoch in count():
+            for spans in self.epoch(epoch):
+                if number >= first:
+                    yield self.collate(spans, np.random.default_rng((self.seed, BATCH, number)))
+                number += 1
 
-    def collate(self, spans: list[list[Utterance]]) -> Batch:
+    def collate(self, spans: list[list[Clip]], rng: np.random.Generator) -> Batch:
         waves, labels = [], []
         for span in spans:
-            waves.append(self.augment([from_int16(u.samples) for u in span], self.rng))
-            labels.append(self.tokenizer.encode(" ".join(u.transcript for u in span)))
+            wave = self.augment([from_int16(clip.samples) for clip in span], rng)
+            waves.append(normalize(wave) if self.tokenizer.do_normalize else wave)
+            labels.append(self.tokenizer.encode(" ".join(clip.transcript for clip in span)))
         n_samples, n_labels = max(map(len, waves)), max(map(len, labels))
         batch = Batch(
             torch.zeros(len(spans), n_samples),
@@ -172,16 +152,51 @@ class Corpus:
             batch.labels[row, : len(ids)] = torch.tensor(ids)
         return batch
 
-    def crops(self, n: int, seconds: float) -> Tensor:
-        """(n, sample) random crops, across utterances, for training without text."""
+
+class Speech:
+    """Audio for training without text.
+
+    Raises:
+        ValueError: no clip of at least `min_s`.
+    """
+
+    def __init__(self, clips: Sequence[Clip], augment: Augment, seed: int, min_s: float = MIN_SECONDS) -> None:
+        self.clips = sorted((c for c in clips if len(c.samples) >= min_s * SAMPLE_RATE), key=lambda c: len(c.samples))
+        if not self.clips:
+            raise ValueError(f"Expected an utterance of at least {min_s} s. Found: none among {len(clips)}")
+        self.lengths = np.array([len(clip.samples) for clip in self.clips])
+        self.augment = augment
+        self.seed = seed
+
+    def crops(self, number: int, n: int, seconds: float) -> Tensor:
+        """(n, sample) random crops, across utterances; `number` decides which."""
+        rng = np.random.default_rng((self.seed, CROP, number))
         length = int(seconds * SAMPLE_RATE)
         rows = []
         for _ in range(n):
-            parts: list[NDArray[np.float32]] = []
+            parts: list[Samples] = []
             while sum(map(len, parts)) < 2 * length:
-                samples = self.utterances[self.rng.integers(len(self.utterances))].samples
-                parts.append(from_int16(samples))
-            wave = self.augment(parts, self.rng)
-            first = int(self.rng.integers(0, max(1, len(wave) - length)))
+                parts.append(from_int16(self.clips[rng.integers(len(self.clips))].samples))
+            wave = self.augment(parts, rng)
+            first = int(rng.integers(0, max(1, len(wave) - length)))
             rows.append(np.resize(wave[first : first + length], length))
+        return torch.from_numpy(np.stack(rows))
+
+    def passages(self, number: int, batch_s: float, max_s: float) -> Tensor:
+        """(batch, sample) crops of one utterance each, together at most `batch_s`; `number` decides which.
+
+        Utterances of like length make a batch, cut to the shortest of them, so that nothing is padded. The longer
+        an utterance, the oftener it is drawn.
+        """
+        rng = np.random.default_rng((self.seed, PASSAGE, number))
+        i = int(np.searchsorted(self.lengths.cumsum(), rng.integers(self.lengths.sum()), side="right"))
+        limit = int(max_s * SAMPLE_RATE)
+        n = max(1, int(batch_s * SAMPLE_RATE) // min(limit, int(self.lengths[i])))
+        first = max(0, min(i - int(rng.integers(n)), len(self.clips) - n))
+        chosen = self.clips[first : first + n]
+        length = min(limit, *(len(clip.samples) for clip in chosen))
+        rows = []
+        for clip in chosen:
+            at = int(rng.integers(len(clip.samples) - length + 1))
+            rows.append(from_int16(clip.samples[at : at + length]))
         return torch.from_numpy(np.stack(rows))

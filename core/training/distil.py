@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.training.corpus import Corpus
+from core.training.corpus import Speech
 from core.training.run import Run, RunConfig
 from core.training.whisper import FRAME_SHIFT, WhisperEncoder
 from core.wav2vec2 import Wav2Vec2ForCTC
 
 CROP_S = 1.5
 CROPS = 8
+PROBE = 0  # the number of the crops that tell the channels' spread; steps hear those after it
 
 
 def target_states(teacher: WhisperEncoder, samples: Tensor, n_frames: int) -> Tensor:
@@ -36,18 +37,18 @@ def front_end_loss(student: Wav2Vec2ForCTC, targets: Tensor, samples: Tensor, sc
     return spread + F.mse_loss(F.layer_norm(states, shape), F.layer_norm(targets, shape))
 
 
-def distil(student: Wav2Vec2ForCTC, teacher: WhisperEncoder, corpus: Corpus, config: RunConfig) -> None:
+def distil(student: Wav2Vec2ForCTC, teacher: WhisperEncoder, speech: Speech, config: RunConfig) -> None:
     """Trains extractor and projection; everything else stays as it is."""
     for name, parameter in student.named_parameters():
         parameter.requires_grad = "feature_extractor." in name or "feature_projection." in name
     run = Run(student, config)
-    run.resume()
     device = student.device
-    probe = corpus.crops(16, CROP_S).to(device)
+    probe = speech.crops(PROBE, 2 * CROPS, CROP_S).to(device)
     n_frames = student.config.n_frames(probe.shape[1])
     scale = target_states(teacher, probe, n_frames).std((0, 1)) + 0.05
     while not run.is_done:
-        samples = corpus.crops(CROPS, CROP_S).to(device)
+        samples = speech.crops(PROBE + 1 + run.step_count, CROPS, CROP_S).to(device)
         targets = target_states(teacher, samples, n_frames)
         run.step(front_end_loss(student, targets, samples, scale), CROPS * CROP_S)
+        run.report()
     student.requires_grad_(True)

@@ -6,6 +6,8 @@ trained for some hundred steps has left it before the blocks begin to move.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from core.training.corpus import Batch, Corpus
@@ -23,13 +25,28 @@ def ctc_loss(model: Wav2Vec2ForCTC, batch: Batch, is_head_only: bool) -> torch.T
     return model.ctc_loss(logits, batch.labels.to(device), mask)
 
 
-def finetune(model: Wav2Vec2ForCTC, corpus: Corpus, config: RunConfig, head_steps: int = 0) -> None:
-    """Trains `model` on the corpus; `head_steps` first steps move the head alone."""
-    run = Run(model, config)
-    run.resume()
+def finetune(
+    model: Wav2Vec2ForCTC,
+    corpus: Corpus,
+    config: RunConfig,
+    head_steps: int = 0,
+    word_error_rate: Callable[[], float] | None = None,
+) -> None:
+    """Trains `model` on the corpus.
+
+    Args:
+        head_steps: so many first steps move the head alone.
+        word_error_rate: of the model on a set for validation, measured and logged with every checkpoint.
+    """
+    run = Run(model, config, ["wer"])
     model.train()
-    for batch in corpus.batches():
+    for batch in corpus.batches(run.step_count):
         if run.is_done:
             break
         run.step(ctc_loss(model, batch, run.step_count < head_steps), batch.seconds)
+        scores = {}
+        if word_error_rate and run.is_due(config.save_every):
+            scores["wer"] = word_error_rate()
+            model.train()
+        run.report(**scores)
     model.eval()

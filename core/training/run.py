@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from torch.optim import AdamW
 
 STATE_NAME = "training.pt"
 LOG_NAME = "training.csv"
+COLUMNS = ("step", "hours_seen", "loss", "learning_rate", "elapsed_s", "audio_s_per_s")
+SMOOTHING = 0.95  # of logged losses: a mean over about twenty steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,33 +44,62 @@ class RunConfig:
 
 
 class Run:
-    """The optimiser of a model with its step count; logs to CSV and prints."""
+    """The optimiser of a model with its step count; logs to CSV and prints.
 
-    def __init__(self, model: nn.Module, config: RunConfig) -> None:
+    Random numbers of PyTorch are seeded anew for each step, so that a resumed run is the run it would have been.
+
+    Args:
+        extra: columns of the log beyond `COLUMNS`.
+    """
+
+    def __init__(self, model: nn.Module, config: RunConfig, extra: Sequence[str] = ()) -> None:
         self.model = model
         self.config = config
         blocks = [p for name, p in model.named_parameters() if "encoder.layers." in name and p.requires_grad]
         others = [p for name, p in model.named_parameters() if "encoder.layers." not in name and p.requires_grad]
         groups = [{"params": others, "share": 1.0}, {"params": blocks, "share": config.encoder_rate}]
         self.optimizer = AdamW([g for g in groups if g["params"]], lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
+        self.columns = (*COLUMNS, *extra)
         self.step_count = 0
         self.seconds_seen = 0.0
-        self.started = time.monotonic()
-        self.mean_loss: float | None = None
+        self.elapsed_s = 0.0
+        self.means: dict[str, float] = {}
+        self.log_path = config.output / LOG_NAME
         config.output.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(config.seed)
+        self.resume()
+        self.trim_log()
+        self.at = time.monotonic()
+        self.logged_at, self.logged_seconds = self.at, self.seconds_seen
+        torch.manual_seed(config.seed + self.step_count)
 
-    def resume(self) -> bool:
+    def resume(self) -> None:
         """Goes on from the output folder's checkpoint, if there is one."""
         path = self.config.output / STATE_NAME
         if not path.exists():
-            return False
-        state = torch.load(path, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+            return
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as e:
+            raise ValueError(f"{path} is of a run of another model: give another output folder") from e
         self.step_count, self.seconds_seen = state["step"], state["seconds"]
-        torch.set_rng_state(state["rng"])
-        return True
+        self.elapsed_s, self.means = state["elapsed_s"], state["means"]
+
+    def trim_log(self) -> None:
+        """Drops the lines of steps that were lost with their weights."""
+        if not self.log_path.exists():
+            return
+        with self.log_path.open(encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file)
+            found = tuple(rows.fieldnames or ())
+            kept = [row for row in rows if int(row["step"]) <= self.step_count] if "step" in found else []
+        if kept and found != self.columns:
+            raise ValueError(f"Expected the columns {', '.join(self.columns)} in {self.log_path}. Found: {found}")
+        with self.log_path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(kept)
 
     def save(self) -> None:
         """Writes the checkpoint; an interrupted write leaves the last one whole."""
@@ -76,7 +108,8 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step_count,
             "seconds": self.seconds_seen,
-            "rng": torch.get_rng_state(),
+            "elapsed_s": self.elapsed_s,
+            "means": self.means,
         }
         path = self.config.output / STATE_NAME
         torch.save(state, path.with_suffix(".part"))
@@ -86,8 +119,12 @@ class Run:
     def is_done(self) -> bool:
         return self.step_count >= self.config.steps
 
-    def step(self, loss: torch.Tensor, seconds: float) -> None:
-        """One update by `loss` of a batch of `seconds` of audio."""
+    def is_due(self, every: int) -> bool:
+        """Whether something that happens all `every` steps and at the end happens now."""
+        return self.step_count % every == 0 or self.is_done
+
+    def step(self, loss: torch.Tensor, seconds: float, **metrics: float) -> None:
+        """One update by `loss` of a batch of `seconds` of audio; `metrics` are smoothed and logged."""
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = config.rate(self.step_count) * group["share"]
@@ -97,27 +134,33 @@ class Run:
         self.optimizer.step()
         self.step_count += 1
         self.seconds_seen += seconds
-        value = float(loss.detach())
-        self.mean_loss = value if self.mean_loss is None else 0.95 * self.mean_loss + 0.05 * value
-        if self.step_count % config.log_every == 0 or self.is_done:
-            self.log()
-        if self.step_count % config.save_every == 0 or self.is_done:
+        for name, value in {"loss": float(loss.detach()), **metrics}.items():
+            self.means[name] = SMOOTHING * self.means.get(name, value) + (1 - SMOOTHING) * value
+        now = time.monotonic()
+        self.elapsed_s, self.at = self.elapsed_s + now - self.at, now
+        torch.manual_seed(config.seed + self.step_count)
+
+    def report(self, **scores: float) -> None:
+        """Logs and saves where that is due; `scores` go into the log as they are."""
+        if self.is_due(self.config.log_every) or scores:
+            self.log(scores)
+        if self.is_due(self.config.save_every):
             self.save()
 
-    def log(self) -> None:
-        elapsed = time.monotonic() - self.started
-        row = {
+    def log(self, scores: dict[str, float]) -> None:
+        throughput = (self.seconds_seen - self.logged_seconds) / max(1e-3, self.at - self.logged_at)
+        self.logged_at, self.logged_seconds = self.at, self.seconds_seen
+        row: dict[str, object] = {
             "step": self.step_count,
-            "hours_seen": round(self.seconds_seen / 3600, 3),
-            "loss": round(self.mean_loss or 0.0, 4),
+            "hours_seen": round(self.seconds_seen / 3600, 4),
             "learning_rate": f"{self.config.rate(self.step_count):.2e}",
-            "elapsed_s": round(elapsed),
+            "elapsed_s": round(self.elapsed_s),
+            "audio_s_per_s": round(throughput, 1),
         }
-        path = self.config.output / LOG_NAME
-        is_new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(row))
-            if is_new:
+        row |= {name: round(value, 4) for name, value in (self.means | scores).items()}
+        with self.log_path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns)
+            if not file.tell():
                 writer.writeheader()
             writer.writerow(row)
-        print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+        print("  ".join(f"{name} {row[name]}" for name in self.columns if name in row), flush=True)

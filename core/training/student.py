@@ -44,9 +44,9 @@ def student_config(blocks: Wav2Vec2Config) -> Wav2Vec2Config:
     )
 
 
-def make_tokenizer() -> Wav2Vec2Tokenizer:
+def make_tokenizer(do_normalize: bool = False) -> Wav2Vec2Tokenizer:
     """Letters; the waveform goes in as it is, so that windows of one stream agree without statistics."""
-    return Wav2Vec2Tokenizer({token: i for i, token in enumerate(VOCABULARY)}, do_normalize=False)
+    return Wav2Vec2Tokenizer({token: i for i, token in enumerate(VOCABULARY)}, do_normalize=do_normalize)
 
 
 def start_as_filter_bank(conv: nn.Conv1d) -> None:

@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.progress import track
 
 from core.audio import SAMPLE_RATE
+from core.edit_distance import WordErrors, word_errors
+from core.normalise import normalise
+from core.training.manifest import read_manifest, read_set
 from streamer.bench.conditions import CONDITIONS, apply_condition
-from streamer.bench.edit_distance import WordErrors, word_errors
-from streamer.bench.normalise import normalise
-from streamer.bench.speech_set import read_manifest, read_set
 from streamer.bench.systems import PEERS, ModelChoice, Transcribe, load_system
 
 SHORT_S = 15.0  # utterances up to this length are compared with one pass over the whole

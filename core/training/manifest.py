@@ -9,15 +9,17 @@ from __future__ import annotations
 import csv
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import soundfile
+import soxr
 
-from clients.file import resample
-from core.audio import Samples
+from core.audio import SAMPLE_RATE, Samples, to_seconds
+
+COLUMNS = ("path", "duration_s", "speaker", "transcript")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,20 +29,36 @@ class Utterance:
     samples: Samples  # (n,) at 16 kHz
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line to be written."""
+
+    path: str
+    n_samples: int
+    speaker: str
+    transcript: str
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The lines of a tab-separated file with a header, by column; a short line lacks its last columns."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such manifest")
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return [{k: v for k, v in row.items() if k is not None and v is not None} for row in rows]
+
+
 def read_manifest(manifest: Path, limit: int | None = None) -> dict[str, str]:
     """Transcript by path, in the manifest's order; the first `limit` of them.
 
     Raises:
         ValueError: no manifest, a column is missing, or no line is there.
     """
-    if not manifest.is_file():
-        raise ValueError(f"{manifest}: no such manifest")
-    with manifest.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows = read_rows(manifest)
     if not rows or not {"path", "transcript"} <= set(rows[0]):
         found = ", ".join(rows[0]) if rows else "no line"
         raise ValueError(f"{manifest}: expected a header with path and transcript, and lines under it. Found: {found}")
-    return {row["path"]: row["transcript"] for row in rows[:limit]}
+    return {row["path"]: row.get("transcript", "") for row in rows[:limit]}
 
 
 def read_set(manifest: Path, audio: Path | None = None, limit: int | None = None) -> Iterator[Utterance]:
@@ -67,10 +85,26 @@ def decode(path: str, data: bytes) -> Samples:
         samples, sample_rate = soundfile.read(io.BytesIO(data), dtype="float32")
     except soundfile.LibsndfileError as e:
         raise ValueError(f"{path}: not audio that libsndfile reads: {e.error_string}") from e
-    return resample(np.asarray(samples), sample_rate)
+    return to_16k(samples, sample_rate)
 
 
-def _from_shards(shards: list[Path], wanted: dict[str, str]) -> Iterator[tuple[str, bytes]]:
+def to_16k(samples: Samples, sample_rate: int) -> Samples:
+    """(n,) or (n, channels) at `sample_rate` to (n,) at 16 kHz."""
+    mono = samples if samples.ndim == 1 else samples.mean(1)
+    return np.asarray(soxr.resample(mono, sample_rate, SAMPLE_RATE), np.float32)
+
+
+def write_line(manifest: Path, line: Line) -> None:
+    """Adds a line to a manifest; begins it, header first, where there is none."""
+    is_new = not manifest.exists()
+    with manifest.open("a", encoding="utf-8", newline="\n") as file:
+        if is_new:
+            file.write("\t".join(COLUMNS) + "\n")
+        speaker, transcript = (" ".join(text.split()) for text in (line.speaker, line.transcript))
+        file.write(f"{line.path}\t{to_seconds(line.n_samples):.3f}\t{speaker}\t{transcript}\n")
+
+
+def _from_shards(shards: Iterable[Path], wanted: dict[str, str]) -> Iterator[tuple[str, bytes]]:
     """A member is the line of its full name, or of its file's name."""
     for shard in shards:
         with tarfile.open(shard) as tar:

@@ -65,6 +65,13 @@ class StreamConfig:
         """Time from a sound to a stable frame, without computing: hop and right context."""
         return (self.hop + self.right) * HOP * 1000 // SAMPLE_RATE
 
+    @property
+    def most_hops(self) -> int:
+        """Steps that may be left out in a row, and the one after them: no pause ends meanwhile, and enough left
+        context remains."""
+        needed = -(-self.endpoint.after_speech // self.hop)
+        return max(1, min(needed, 1 + (self.left - MARGIN) // self.hop))
+
     @classmethod
     def preset(cls, latency: str, endpoint: EndpointConfig | None = None, **changes: int) -> StreamConfig:
         """The settings behind `--latency`.
@@ -243,9 +250,12 @@ class Engine:
         emitted = self.model.emit([self.window(streams[i], task) for i, task in work])
         events: list[list[Event]] = [[] for _ in streams]
         for (i, task), log_probs in zip(work, emitted, strict=True):
-            advance = self.advance if task.cut is None else self.finalize
-            events[i] = advance(streams[i], task, log_probs)
+            events[i] = self.apply(streams[i], task, log_probs)
         return events
+
+    def apply(self, stream: Stream, task: Pass, log_probs: LogProbs) -> list[Event]:
+        """Takes in what the model made of the window of `task`, which is the stream's next pass."""
+        return (self.advance if task.cut is None else self.finalize)(stream, task, log_probs)
 
     def drain(self, stream: Stream) -> list[Event]:
         """Steps until the stream is not ready."""
@@ -368,9 +378,7 @@ class Engine:
                 if task.cut is None or is_whole:
                     first = task.start_sample // HOP
                     n = max(1, n_frames(task.end_sample - task.start_sample))
-                    events = (self.advance if task.cut is None else self.finalize)(
-                        stream, task, rows[first : first + n]
-                    )
+                    events = self.apply(stream, task, rows[first : first + n])
                 else:
                     events = self.finalize(stream, task, self.model.emit([self.window(stream, task)])[0])
                 finals += [event for event in events if isinstance(event, Transcript) and event.is_final]
@@ -397,15 +405,12 @@ class Engine:
 
 
 def hops_to_endpoint(has_letter: NDArray[np.bool_], n_stable: int, config: StreamConfig) -> int:
-    """Steps until the segment can end: the pause that ends it has yet to last.
-
-    Bounded by the left context, which those steps take from the one that follows them.
-    """
+    """Steps until the segment can end: the pause that ends it has yet to last."""
     rules, spoken = config.endpoint, np.flatnonzero(has_letter)
     run = len(has_letter) - 1 - int(spoken[-1]) if len(spoken) else 0
     longest = rules.max_length if len(spoken) else rules.before_speech
     wait = min(rules.after_speech - run, longest - n_stable)
-    return max(1, min(-(-wait // config.hop), 1 + (config.left - MARGIN) // config.hop))
+    return max(1, min(-(-wait // config.hop), config.most_hops))
 
 
 def after(spans: Sequence[WordSpan], committed: Sequence[WordSpan]) -> list[WordSpan]:

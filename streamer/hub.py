@@ -20,9 +20,10 @@ from typing import Any
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from core.transcript import Gap
+from streamer.job import Failed, Job, Output
 from streamer.metrics import Metrics
 from streamer.protocols.native import ProtocolError, Start
-from streamer.scheduler import Failed, Job, Output, Scheduler
+from streamer.scheduler import Scheduler
 from streamer.session import Session, SessionLimits
 
 logger = logging.getLogger(__name__)

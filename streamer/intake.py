@@ -1,4 +1,4 @@
-"""Binary messages of one session to 16 kHz mono samples; the result never depends on where messages end."""
+"""Binary messages of one session to samples at 16 kHz; the result never depends on where messages end."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ LOUDEST = 16.0  # beyond this a float cannot be audio in [-1, 1]: rather 16-bit 
 
 
 class Intake:
-    """Decodes, mixes and resamples. A sample cut in two by a message border waits for its other half."""
+    """Decodes, mixes and resamples. A sample cut in two by a message border waits for its other half.
 
-    def __init__(self, sample_rate: int, encoding: str, channels: int) -> None:
+    Args:
+        split: keep the channels apart: samples are (n, channels) instead of (n,).
+    """
+
+    def __init__(self, sample_rate: int, encoding: str, channels: int, split: bool = False) -> None:
         self.sample_rate = sample_rate
         self.encoding = encoding
         self.channels = channels
         self.frame_bytes = ENCODINGS[encoding] * channels
-        self.resampler = Resampler(sample_rate, channels)
+        self.resamplers = (
+            [Resampler(sample_rate) for _ in range(channels)] if split else [Resampler(sample_rate, channels)]
+        )
         self.n_frames = 0  # samples a channel accepted, at `sample_rate`
         self.rest = b""  # the first bytes of a frame
 
@@ -44,7 +50,10 @@ class Intake:
                 gaps = [Gap(self.second_of(first), self.second_of(last + 1), reason)]
                 samples = np.where(bad, np.float32(0), samples)
         self.n_frames += whole // self.frame_bytes
-        return self.resampler.push(samples), gaps
+        if len(self.resamplers) == 1:
+            return self.resamplers[0].push(samples), gaps
+        channels = zip(self.resamplers, samples.reshape(-1, self.channels).T, strict=True)
+        return np.stack([resampler.push(channel) for resampler, channel in channels], 1), gaps
 
     def second_of(self, index: int) -> float:
         """The time of the value with this index among those that come now."""
@@ -56,4 +65,5 @@ class Intake:
 
     def finish(self) -> Samples:
         """The tail that the resampler still holds. Half a frame at the very end is no sample."""
-        return self.resampler.finish()
+        tails = [resampler.finish() for resampler in self.resamplers]
+        return tails[0] if len(tails) == 1 else np.stack(tails, 1)

@@ -1,58 +1,49 @@
-"""The one thread that owns the model: it takes the streams that are ready, earliest deadline first, as a batch.
+"""The one thread that owns the models: it takes the streams that are ready, earliest deadline first, as batches.
 
 What a session hands over waits in its job's inbox and is applied to the stream by this thread alone, so
 that no stream is touched by two threads. Nothing is dropped: what the stream has no room for stays in the
 inbox, and its owner must stop reading when `Progress` falls behind (see `Session.is_behind`).
+
+A batch holds windows of one length and one model: padding would change what they say. When sessions that speak in
+real time get late, steps that only show partials are left out (the hop widens), and everybody is told; before
+that no longer helps, `has_room` turns new sessions away. Neither changes any final.
 """
 
 from __future__ import annotations
 
-import enum
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from core.audio import HOP, SAMPLE_RATE, Samples
-from core.engine import Engine, Stream, StreamConfig
+import numpy as np
+
+from core.audio import FRAMES_PER_SECOND, SAMPLE_RATE, Samples
+from core.engine import Engine, Pass, StreamConfig
 from core.transcript import Event
+from streamer.job import (
+    Command,
+    Deliver,
+    Failed,
+    Finished,
+    Flushed,
+    Item,
+    Job,
+    OfChannel,
+    Output,
+    Progress,
+    Widened,
+)
+from streamer.load import Cost, Response, Responses, rate, window_s
 
 logger = logging.getLogger(__name__)
 
-
-class Command(enum.Enum):
-    FLUSH = "flush"  # answered by `Flushed` after the last event of the audio before it
-    FINISH = "finish"  # answered by `Finished`; nothing may follow
-
-
-@dataclass(frozen=True, slots=True)
-class Flushed:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The last word of a job that broke. The other jobs go on."""
-
-    code: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    n_processed: int  # 16 kHz samples of the stream that need no more work, but for context
-
-
-Output = Event | Flushed | Finished | Failed | Progress
-Item = Samples | Command
-Deliver = Callable[[Sequence[Output]], None]
+LATE, CALM = 0.7, 0.35  # 95 % of the steps take this share of the hop: some are left out, and shown again
+FULL, FREE = 0.8, 0.65  # the same for the share of the time that all steps would need
+ADAPT_S = 0.2  # between two looks at it
+CALM_S = 5.0  # they are left out for at least this long
+SHARE_OF_HOP = 0.25  # time that one batch may take, where it holds more than one stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,28 +55,12 @@ class StepReport:
     delay_s: float  # longest time a ready stream waited for it
 
 
-@dataclass(eq=False, slots=True)
-class Job:
-    """One stream in the scheduler. Only the scheduler's thread touches anything but the inbox."""
-
-    stream: Stream
-    deliver: Deliver
-    hop_s: float
-    inbox: deque[Item]
-    answer: Flushed | Finished | None = None  # due as soon as the stream is not ready any more
-    ready_at: float | None = None
-    is_over: bool = False
-
-    @property
-    def deadline(self) -> float:
-        """The next hop of audio is there at this time."""
-        return self.hop_s + (self.ready_at or 0.0)
-
-
 class Scheduler:
     """Batches the ready streams of all jobs. `start` and `close` it, or call `run_once` yourself.
 
     Args:
+        engine: of jobs that name none.
+        others: more engines that jobs may name.
         max_batch: streams in one batch: more make the step longer, for all of them.
         clock: monotonic seconds.
         on_step: is told of each batch, on the scheduler's thread.
@@ -97,6 +72,7 @@ class Scheduler:
         max_batch: int = 16,
         clock: Callable[[], float] = time.monotonic,
         on_step: Callable[[StepReport], None] | None = None,
+        others: Sequence[Engine] = (),
     ) -> None:
         if max_batch < 1:
             raise ValueError(f"Expected a batch of at least 1 stream. Found: {max_batch}")
@@ -104,8 +80,14 @@ class Scheduler:
         self.max_batch = max_batch
         self.clock = clock
         self.on_step = on_step
+        self.jobs: dict[Job, None] = {}  # all that are open
         self.active: dict[Job, None] = {}  # may have something to do
+        self.costs = {one: Cost() for one in (engine, *others)}
+        self.responses = Responses()
+        self.is_widened = False
+        self.widened_at = self.adapted_at = 0.0
         self.wake = threading.Condition()
+        self.warm = threading.Event()
         self.thread: threading.Thread | None = None
         self.is_closing = False
 
@@ -114,9 +96,11 @@ class Scheduler:
         return self.thread is not None and self.thread.is_alive()
 
     def start(self) -> None:
+        """Returns when the model has run once: its first windows are slow, and tell nothing about the later ones."""
         self.is_closing = False
         self.thread = threading.Thread(target=self.run, name="scheduler", daemon=True)
         self.thread.start()
+        self.warm.wait()
 
     def close(self) -> None:
         """Ends the thread after its current batch; jobs that are left get no more answers."""
@@ -126,27 +110,88 @@ class Scheduler:
         if self.thread is not None:
             self.thread.join()
 
-    def open(self, config: StreamConfig, deliver: Deliver) -> Job:
-        """A new stream. `deliver` is called on the scheduler's thread and must only hand over."""
-        return Job(self.engine.new_stream(config), deliver, config.hop * HOP / SAMPLE_RATE, deque())
+    def open(
+        self,
+        config: StreamConfig,
+        deliver: Deliver,
+        engine: Engine | None = None,
+        channels: int = 1,
+        wants_partials: bool = True,
+    ) -> Job:
+        """A new stream, or one a channel. `deliver` is called on the scheduler's thread and must only hand over.
+
+        Args:
+            channels: with more than one, samples are (n, channels) and outputs come as `OfChannel`.
+            wants_partials: without, half of the steps or more are left out.
+        """
+        engine, now = engine or self.engine, self.clock()
+
+        def tagged(channel: int) -> Deliver:
+            return lambda outputs: deliver(
+                [OfChannel(channel, output) for output in outputs if not isinstance(output, OfChannel)]
+            )
+
+        delivers = [deliver] if channels == 1 else [tagged(channel) for channel in range(channels)]
+        jobs = [Job(engine, engine.new_stream(config), one, now, wants_partials) for one in delivers]
+        jobs[0].channels = tuple(jobs)
+        with self.wake:
+            self.jobs.update(dict.fromkeys(jobs))
+        return jobs[0]
 
     def submit(self, job: Job, items: Sequence[Item]) -> None:
         """Hands samples and commands over, in order; from any thread."""
-        if items and not job.is_over:
-            with self.wake:
-                job.inbox.extend(items)
-                self.active[job] = None
-                self.wake.notify()
+        if not items or job.is_over:
+            return
+        now = self.clock()
+        with self.wake:
+            for channel, one in enumerate(job.channels):
+                for item in items:
+                    is_split = not isinstance(item, Command) and item.ndim == 2
+                    one.inbox.append((now, item[:, channel] if is_split else item))  # type: ignore[index]
+                self.active[one] = None
+            self.wake.notify()
 
     def cancel(self, job: Job) -> None:
         """Forgets a job; from any thread. A batch that runs with it now is finished, and not delivered."""
         with self.wake:
-            job.is_over = True
-            job.inbox.clear()
-            self.active.pop(job, None)
+            for one in (job, *job.channels):
+                one.is_over = True
+                one.inbox.clear()
+                self.active.pop(one, None)
+                self.jobs.pop(one, None)
+
+    def has_room(self, config: StreamConfig, engine: Engine | None = None, channels: int = 1) -> bool:
+        """Whether one more session would leave 95 % of the steps of all done before the next hop of audio is there.
+
+        Steps that may be left out are not counted: they give way. From any thread.
+        """
+        now = self.clock()
+        with self.wake:
+            busy = [job for job in self.jobs if job.is_at_work(now)]
+            if not busy:
+                return True
+            cost = self.costs[engine or self.engine]
+            needed = self.utilisation(busy, shows_all=False) + channels * cost.utilisation(rate(config, False))
+            if cost.step_s(window_s(config), needed) > config.hop / FRAMES_PER_SECOND:
+                return False
+            return self.responses.lateness(now) * (len(busy) + channels) <= len(busy)
+
+    def utilisation(self, jobs: Sequence[Job], shows_all: bool) -> float:
+        """Share of the thread's time that these need in real time."""
+        rates = ((job, rate(job.stream.config, shows_all and job.wants_partials)) for job in jobs)
+        return sum(self.costs[job.engine].utilisation(windows) for job, windows in rates)
+
+    def step_quantile_s(self, q: float) -> float:
+        """Seconds from a step's audio to its result, of the last ten seconds' steps in real time; from any thread."""
+        with self.wake:
+            return self.responses.quantile_s(q, self.clock())
 
     def run(self) -> None:
         try:
+            try:
+                self.warm_up()
+            finally:
+                self.warm.set()
             while True:
                 with self.wake:
                     while not self.active and not self.is_closing:
@@ -160,26 +205,77 @@ class Scheduler:
                 self.fail(job, "internal", "the recogniser has stopped; reconnect later")
             raise
 
+    def warm_up(self) -> None:
+        """Runs batches of silence, to know what a step costs before the first session asks."""
+        config = StreamConfig.preset("balanced")
+        samples = np.zeros(int(window_s(config) * SAMPLE_RATE), np.float32)
+        for engine, cost in self.costs.items():
+            engine.model.emit([samples])  # not counted
+            for n in (1, 2, 1):
+                began = self.clock()
+                engine.model.emit([samples] * n)
+                cost.add(n * window_s(config), self.clock() - began)
+
     def run_once(self) -> bool:
         """Feeds the streams and runs one batch; False where nothing was ready."""
         now = self.clock()
         with self.wake:
             jobs = list(self.active)
+            self.adapt(now)
         ready = [job for job in jobs if self.feed(job, now)]
-        batch = sorted(ready, key=lambda job: job.deadline)[: self.max_batch]
-        if not batch:
+        if not ready:
             return False
-        delay_s = now - min(job.ready_at for job in batch if job.ready_at is not None)
-        for job, events in self.step(batch):
-            job.ready_at = None
-            self.send(job, [*events, Progress(job.stream.n_processed)])
+        batch = self.choose(ready)
+        began = self.clock()
+        results = self.step(batch)
+        done = self.clock()
+        audio_s = 0.0
+        for job, task, events in results:
+            due = job.due
+            audio_s += (task.end_sample - task.start_sample) / SAMPLE_RATE
+            job.moved(task, done)
+            with self.wake:
+                if task.cut is None and due <= done:
+                    self.responses.add(Response(done, done - due, job.hop_s))
+            outputs: list[Output] = [*events, Progress(job.stream.n_processed)]
+            if job.told_widened != self.is_widened and job.wants_partials:
+                job.told_widened = self.is_widened
+                outputs.append(Widened(self.is_widened))
+            self.send(job, outputs)
+        if results:
+            with self.wake:
+                self.costs[batch[0].engine].add(audio_s, done - began)
         if self.on_step is not None:
-            self.on_step(StepReport(len(batch), self.clock() - now, delay_s))
+            delay_s = max(0.0, began - min((job.due for job in batch), default=began))
+            self.on_step(StepReport(len(batch), done - began, delay_s))
         return True
+
+    def adapt(self, now: float) -> None:
+        """Widens the hop when 95 % of the steps are not done long before the next is due, or will not be."""
+        if now - self.adapted_at < ADAPT_S:
+            return
+        self.adapted_at = now
+        busy = [job for job in self.jobs if job.is_at_work(now)]
+        needed, late = self.utilisation(busy, shows_all=True), self.responses.lateness(now)
+        if late > LATE or needed > FULL:
+            self.is_widened, self.widened_at = True, now
+        elif self.is_widened and late < CALM and needed < FREE and now - self.widened_at > CALM_S:
+            self.is_widened = False
+
+    def choose(self, ready: Sequence[Job]) -> list[Job]:
+        """The job with the earliest deadline, and those that can share its batch without making it long."""
+        queue = sorted(ready, key=lambda job: job.deadline)
+        first = queue[0]
+        base, slope = self.costs[first.engine].line()
+        seconds = first.window_samples / SAMPLE_RATE
+        room_s = SHARE_OF_HOP * first.hop_s - base
+        n = self.max_batch if slope == 0 else int(min(self.max_batch, max(1.0, room_s / (slope * seconds))))
+        return [job for job in queue if job.engine is first.engine and job.window_samples == first.window_samples][:n]
 
     def feed(self, job: Job, now: float) -> bool:
         """Applies as much of the inbox as there is room for; True where a step would do something."""
         stream = job.stream
+        stream.shows_all = job.wants_partials and not self.is_widened
         try:
             while not job.is_over:
                 # Commands wait for the steps before them, and samples for the commands before those.
@@ -188,10 +284,14 @@ class Scheduler:
                         break
                     answer, job.answer = job.answer, None
                     self.send(job, [answer])
+                    if isinstance(answer, Finished):
+                        with self.wake:
+                            self.jobs.pop(job, None)
                     continue
-                item = self.take(job)
-                if item is None:
+                came = self.take(job)
+                if came is None:
                     break
+                at, item = came
                 if item is Command.FLUSH:
                     stream.flush()
                     job.answer = Flushed()
@@ -201,24 +301,26 @@ class Scheduler:
                 elif not isinstance(item, Command):
                     room = stream.room
                     gaps = stream.push(item[:room])
+                    job.arrivals.append((stream.n_samples, at))
                     if gaps:
                         self.send(job, gaps)
                     if len(item) > room:
                         if not stream.is_ready:
                             raise RuntimeError(f"A stream with room for {room} samples waits for more")
-                        job.inbox.appendleft(item[room:])
+                        job.inbox.appendleft((at, item[room:]))
                         break
+            task = None if job.is_over else stream.next_pass()
         except Exception:
             logger.exception("a stream broke while it was fed")
             self.fail(job, "internal", "the recogniser failed on this session's audio")
-        if job.is_over or not stream.is_ready:
-            job.ready_at = None
-            return False
-        if job.ready_at is None:
-            job.ready_at = now
-        return True
+            task = None
+        if task is None:
+            job.task = None
+        elif task != job.task:
+            job.plan(task, now)
+        return task is not None
 
-    def take(self, job: Job) -> Item | None:
+    def take(self, job: Job) -> tuple[float, Item] | None:
         """The next item; without one, and without work, the job is put to rest in the same breath."""
         with self.wake:
             if job.inbox:
@@ -227,23 +329,33 @@ class Scheduler:
                 self.active.pop(job, None)
             return None
 
-    def step(self, batch: Sequence[Job]) -> list[tuple[Job, list[Event]]]:
-        """One batched step. Where it fails, each stream is tried alone, and only those that fail are given up."""
-        before = [job.stream.next_pass() for job in batch]
+    def step(self, batch: Sequence[Job]) -> list[tuple[Job, Pass, list[Event]]]:
+        """One batched step. Where it fails, each window is tried alone, and only streams that fail are given up."""
+        windows: list[tuple[Job, Pass, Samples]] = []
+        for job in batch:
+            assert job.task is not None
+            try:
+                windows.append((job, job.task, job.engine.window(job.stream, job.task)))
+            except Exception:
+                self.give_up(job)
         try:
-            return list(zip(batch, self.engine.step([job.stream for job in batch]), strict=True))
+            emitted = batch[0].engine.model.emit([samples for _, _, samples in windows])
         except Exception:
             logger.exception("a batch of %d failed; trying its streams one by one", len(batch))
+            emitted = []
         results = []
-        for job, task in zip(batch, before, strict=True):
+        for i, (job, task, samples) in enumerate(windows):
             try:
-                if job.stream.next_pass() != task:
-                    raise RuntimeError("The batch failed after this stream had moved on: its events are lost")
-                results.append((job, self.engine.step([job.stream])[0]))
+                log_probs = emitted[i] if emitted else job.engine.model.emit([samples])[0]
+                results.append((job, task, job.engine.apply(job.stream, task, log_probs)))
             except Exception:
-                logger.exception("a stream failed alone")
-                self.fail(job, "internal", "the recogniser failed on this session's audio")
+                self.give_up(job)
         return results
+
+    def give_up(self, job: Job) -> None:
+        """Tells a session, in an `except` block, that its stream broke."""
+        logger.exception("a stream failed alone")
+        self.fail(job, "internal", "the recogniser failed on this session's audio")
 
     def send(self, job: Job, outputs: Sequence[Output]) -> None:
         if job.is_over:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from core.audio import HOP, SAMPLE_RATE
 from core.transcript import Gap, Transcript
 from streamer.intake import Intake
+from streamer.job import Command, Failed, Finished, Flushed, Item, OfChannel, Output, Progress, Widened
 from streamer.protocols import native
 from streamer.protocols.native import Message, ProtocolError, Start
-from streamer.scheduler import Command, Failed, Finished, Flushed, Item, Output, Progress
 
 NORMAL, POLICY, INTERNAL = 1000, 1008, 1011  # websocket close codes
 
@@ -48,15 +48,18 @@ class Session:
         self.start = start
         self.limits = limits or SessionLimits()
         self.config = start.config()
-        self.intake = Intake(start.sample_rate, start.encoding, start.channels)
+        self.intake = Intake(start.sample_rate, start.encoding, start.channels, start.split)
+        self.n_streams = start.channels if start.split else 1
         self.seq = 0
         self.unsent: deque[Entry] = deque()
         self.sent: deque[Entry] = deque()  # for a resume
         self.forgotten_seq = 0  # newest message that must not be missed, but can no longer be said again
         self.n_pushed = 0  # 16 kHz samples handed to the scheduler
-        self.n_processed = 0
+        self.processed = [0] * self.n_streams  # of them, done
+        self.answers = {Flushed: [0] * self.n_streams, Finished: [0] * self.n_streams}
         self.n_flushes = 0
         self.told_lag_s = 0.0
+        self.is_widened = False  # steps that only show partials are left out
         self.acked_s = 0.0
         self.is_ended = False  # the client may send nothing more
         self.farewell = (NORMAL, "")  # the close code and reason after `end`
@@ -118,36 +121,55 @@ class Session:
     @property
     def backlog_s(self) -> float:
         """Seconds of audio that wait for the model, without those it needs as context anyway."""
-        waiting = self.n_pushed - self.n_processed - (self.config.hop + self.config.right) * HOP
+        waiting = self.n_pushed - min(self.processed) - (self.config.hop + self.config.right) * HOP
         return max(0, waiting) / SAMPLE_RATE
 
     # The engine's side
 
     def deliver(self, outputs: Sequence[Output]) -> None:
         """Turns what the scheduler says into messages."""
-        for output in outputs:
+        for tagged in outputs:
+            output = tagged.output if isinstance(tagged, OfChannel) else tagged
+            channel = tagged.channel if isinstance(tagged, OfChannel) else 0
             if isinstance(output, Progress):
-                self.n_processed = output.n_processed
+                self.processed[channel] = output.n_processed
                 self.watch_lag()
-            elif isinstance(output, Transcript):
-                self.tell(output)
-            elif isinstance(output, Gap):
-                self.say(native.event_message(output, False))
+            elif isinstance(output, Widened):
+                if output.is_widened != self.is_widened:
+                    self.is_widened = output.is_widened
+                    self.tell_lag()
+            elif isinstance(output, Transcript | Gap):
+                self.tell(output, channel)
             elif isinstance(output, Flushed):
-                self.say({"type": "flushed"})
+                if self.is_answered(Flushed, channel):
+                    self.say({"type": "flushed"})
             elif isinstance(output, Finished):
-                self.say({"type": "end"})
-                self.close = self.close or self.farewell
+                if self.is_answered(Finished, channel):
+                    self.say({"type": "end"})
+                    self.close = self.close or self.farewell
             elif isinstance(output, Failed):
                 self.fail(output.code, output.message, INTERNAL)
 
-    def tell(self, transcript: Transcript) -> None:
-        key = f"partial {transcript.segment}"
-        if transcript.is_final:
+    def is_answered(self, kind: type[Flushed | Finished], channel: int) -> bool:
+        """Notes the answer of a channel; True where it was the last one missing."""
+        counts = self.answers[kind]
+        before = min(counts)
+        counts[channel] += 1
+        return min(counts) > before
+
+    def tell(self, event: Transcript | Gap, channel: int) -> None:
+        message = native.event_message(event, self.start.words)
+        if self.start.split:
+            message["channel"] = channel
+        if isinstance(event, Gap):
+            self.say(message)
+            return
+        key = f"partial {channel} {event.segment}"
+        if event.is_final:
             self.drop(key)
-            self.say(native.event_message(transcript, self.start.words))
+            self.say(message)
         elif self.start.partials:
-            self.say(native.event_message(transcript, self.start.words), key)
+            self.say(message, key)
 
     def fail(self, code: str, message: str, close_code: int = POLICY) -> None:
         """The session is over, after what it has already to say."""
@@ -165,10 +187,14 @@ class Session:
         behind = self.backlog_s
         if behind >= max(self.limits.lag_s, 2 * self.told_lag_s):
             self.told_lag_s = behind
-            self.say({"type": "lag", "lag_s": round(behind, 3)}, "lag")
+            self.tell_lag()
         elif self.told_lag_s and behind < self.limits.lag_s / 2:
             self.told_lag_s = 0.0
-            self.say({"type": "lag", "lag_s": 0.0}, "lag")
+            self.tell_lag()
+
+    def tell_lag(self) -> None:
+        """Seconds that the text is late, and whether partials come at wider steps than asked for."""
+        self.say({"type": "lag", "lag_s": round(self.told_lag_s, 3), "widened": self.is_widened}, "lag")
 
     def acknowledge(self) -> None:
         if self.start.acks and self.intake.accepted_s >= self.acked_s + self.limits.ack_s:
@@ -229,6 +255,7 @@ class Session:
             "sample_rate": self.start.sample_rate,
             "encoding": self.start.encoding,
             "channels": self.start.channels,
+            "split": self.start.split,
             "latency": self.start.latency,
             "latency_ms": self.config.algorithmic_latency_ms,
         }

@@ -10,7 +10,8 @@ from planted import PlantedModel, plant
 from core.audio import Samples
 from core.engine import Engine, Stream, StreamConfig
 from core.transcript import Event, Transcript
-from streamer.scheduler import Command, Failed, Finished, Flushed, Job, Output, Progress, Scheduler, StepReport
+from streamer.job import Command, Deliver, Failed, Finished, Flushed, Job, OfChannel, Output, Progress, Widened
+from streamer.scheduler import Scheduler, StepReport
 
 CONFIG = StreamConfig.preset("balanced")
 
@@ -124,7 +125,7 @@ def test_a_failure_hurts_its_own_session_only(caplog: pytest.LogCaptureFixture) 
     assert not scheduler.active
 
 
-def test_events_that_a_broken_batch_lost_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stream_that_breaks_after_the_model_breaks_alone(caplog: pytest.LogCaptureFixture) -> None:
     scheduler = make()
     first, second = opened(scheduler), opened(scheduler)
     advance = scheduler.engine.advance
@@ -136,9 +137,9 @@ def test_events_that_a_broken_batch_lost_are_told(caplog: pytest.LogCaptureFixtu
 
     scheduler.engine.advance = broken  # type: ignore[method-assign, assignment]
     for job, _ in (first, second):
-        scheduler.submit(job, [plant("ABLE~~")])
+        scheduler.submit(job, [plant("ABLE~~"), Command.FINISH])
     run(scheduler)
-    assert isinstance(first[1][-1], Failed)
+    assert finals(first[1]) == ["ABLE"]
     assert isinstance(second[1][-1], Failed)
 
 
@@ -186,6 +187,182 @@ def test_the_thread() -> None:
     scheduler.close()
     assert not scheduler.is_alive
     assert finals(outputs) == ["HELLO", "WORLD"]
+
+
+class Laboratory:
+    """A scheduler whose time passes in the model alone, and sessions that speak in real time with random phases."""
+
+    def __init__(self, cost: float, widens: bool = True) -> None:
+        self.now = 0.0
+        laboratory = self
+
+        class Timed(PlantedModel):
+            def emit(self, windows: Sequence[Samples]) -> list[np.ndarray]:
+                laboratory.now += cost * sum(map(len, windows)) / 16_000
+                assert len(set(map(len, windows))) == 1
+                return super().emit(windows)
+
+        self.model = Timed()
+        self.scheduler = Scheduler(Engine(self.model), clock=lambda: self.now)  # type: ignore[arg-type]
+        self.scheduler.warm_up()
+        if not widens:
+            self.scheduler.adapt = lambda now: None  # type: ignore[method-assign]
+
+    def run(self, samples: np.ndarray, n: int, packet: int = 3200) -> list[list[Output]]:
+        """All say the same, one beginning after the other, so that their pauses do not fall together."""
+        begin = self.now
+        sessions = [opened(self.scheduler) for _ in range(n)]
+        packets = sorted(
+            (begin + 4.3 * i / n + min(start + packet, len(samples)) / 16_000, i, start)
+            for i in range(n)
+            for start in range(0, len(samples), packet)
+        )
+        last = (len(samples) - 1) // packet * packet
+        while packets or self.scheduler.active:
+            while packets and (packets[0][0] <= self.now or not self.scheduler.active):
+                at, i, start = packets.pop(0)
+                self.now = max(self.now, at)
+                items: list[Samples | Command] = [samples[start : start + packet]]
+                self.scheduler.submit(sessions[i][0], [*items, Command.FINISH] if start == last else items)
+            self.scheduler.run_once()
+        return [outputs for _, outputs in sessions]
+
+
+SPEECH = plant("THE HOP GROWS WIDER WHEN TIME IS SHORT~~" * 6)
+
+
+def final_events(outputs: Sequence[Output]) -> list[Transcript]:
+    return [output for output in outputs if isinstance(output, Transcript) and output.is_final]
+
+
+def test_overload_leaves_steps_out_and_says_so_and_changes_no_final() -> None:
+    (alone,) = Laboratory(0.001).run(SPEECH, 1)
+    assert not any(isinstance(output, Widened) for output in alone)
+    # 12 sessions need some 12 * 9 s of windows a second: 1.25 times what there is.
+    narrow, wide = Laboratory(0.0115, widens=False), Laboratory(0.0115)
+    narrow.run(SPEECH, 12)
+    results = wide.run(SPEECH, 12)
+    for outputs in results:
+        assert final_events(outputs) == final_events(alone)
+        assert [output.is_widened for output in outputs if isinstance(output, Widened)] == [True]
+        assert len(outputs) < len(alone)
+    assert sum(wide.model.lengths) < 0.8 * sum(narrow.model.lengths)
+    assert wide.now < len(SPEECH) / 16_000 + 4.3 + 0.5 < narrow.now - 1
+    assert wide.scheduler.step_quantile_s(0.95) < 0.5 < narrow.scheduler.step_quantile_s(0.95)
+
+
+def test_calm_brings_the_steps_back() -> None:
+    laboratory = Laboratory(0.0115)
+    laboratory.run(SPEECH, 12)
+    assert laboratory.scheduler.is_widened
+    laboratory.now += 10
+    laboratory.run(SPEECH, 1)
+    assert not laboratory.scheduler.is_widened
+
+
+def test_sessions_without_partials_cost_half() -> None:
+    counts = []
+    for wants_partials in (True, False):
+        scheduler = make(model := PlantedModel())
+        outputs: list[Output] = []
+        job = scheduler.open(CONFIG, outputs.extend, wants_partials=wants_partials)
+        scheduler.submit(job, [SPEECH, Command.FINISH])
+        run(scheduler)
+        counts.append(len(model.lengths))
+        assert len(finals(outputs)) == 6
+    assert counts[1] < 0.7 * counts[0]
+
+
+def test_room_ends_before_steps_come_later_than_the_hop() -> None:
+    laboratory = Laboratory(0.01)
+    scheduler = laboratory.scheduler
+    n = 0
+    while scheduler.has_room(CONFIG):
+        opened(scheduler)
+        n += 1
+        assert n < 100
+    assert n == 16  # each needs some 5 s of windows a second, of which the model runs 100
+    for job in list(scheduler.jobs):
+        scheduler.cancel(job)
+    laboratory.run(SPEECH, n)
+    assert scheduler.step_quantile_s(0.95) < 0.5
+
+
+def test_the_first_session_is_always_taken() -> None:
+    scheduler = Laboratory(0.5).scheduler
+    assert scheduler.has_room(CONFIG)
+    opened(scheduler)
+    assert not scheduler.has_room(CONFIG)
+
+
+def test_steps_that_come_late_close_the_door() -> None:
+    laboratory = Laboratory(0.0115, widens=False)
+    laboratory.run(SPEECH, 12)
+    assert laboratory.scheduler.responses.lateness(laboratory.now) > 1
+    opened(laboratory.scheduler)
+    assert not laboratory.scheduler.has_room(CONFIG)
+    laboratory.now += 11
+    opened(laboratory.scheduler)
+    assert laboratory.scheduler.has_room(CONFIG)
+
+
+def test_a_file_sent_at_once_waits_behind_those_who_speak() -> None:
+    laboratory = Laboratory(0.03)
+    scheduler = laboratory.scheduler
+    ended: list[tuple[float, str]] = []
+
+    def note(name: str) -> Deliver:
+        return lambda outputs: ended.extend((laboratory.now, name) for o in outputs if isinstance(o, Finished))
+
+    file = scheduler.open(CONFIG, note("file"))
+    scheduler.submit(file, [np.tile(SPEECH, 4), Command.FINISH])
+    live = scheduler.open(CONFIG, note("live"))
+    for start in range(0, len(SPEECH), 3200):
+        while scheduler.active and laboratory.now < start / 16_000:
+            scheduler.run_once()
+        laboratory.now = max(laboratory.now, start / 16_000)
+        scheduler.submit(live, [SPEECH[start : start + 3200]])
+    scheduler.submit(live, [Command.FINISH])
+    run(scheduler)
+    (live_s, first), (file_s, second) = ended
+    assert (first, second) == ("live", "file")
+    assert live_s < len(SPEECH) / 16_000 + 1 < file_s - 3
+
+
+def test_windows_of_two_models_are_never_mixed() -> None:
+    first, second = PlantedModel(), PlantedModel()
+    engines = [Engine(first), Engine(second)]  # type: ignore[arg-type]
+    scheduler = Scheduler(engines[0], clock=Clock(), others=engines[1:])
+    outputs: list[list[Output]] = [[] for _ in range(4)]
+    for i, into in enumerate(outputs):
+        job = scheduler.open(CONFIG, into.extend, engine=engines[i % 2])
+        scheduler.submit(job, [plant("HELLO~~"), Command.FINISH])
+    run(scheduler)
+    assert [finals(some) for some in outputs] == [["HELLO"]] * 4
+    assert max(first.lengths) == max(second.lengths) == 2
+
+
+def test_channels_are_transcribed_apart() -> None:
+    scheduler = make()
+    outputs: list[Output] = []
+    job = scheduler.open(CONFIG, outputs.extend, channels=2)
+    left, right = plant("LEFT SIDE~~"), plant("RIGHT~~~")
+    n = max(len(left), len(right))
+    both = np.stack([np.pad(side, (0, n - len(side))) for side in (left, right)], 1)
+    for part in np.array_split(both, 7):
+        scheduler.submit(job, [part])
+    scheduler.submit(job, [Command.FINISH])
+    run(scheduler)
+    said = [(o.channel, o.output) for o in outputs if isinstance(o, OfChannel)]
+    assert len(said) == len(outputs)
+    texts = {(channel, o.text) for channel, o in said if isinstance(o, Transcript) and o.is_final}
+    assert texts == {(0, "LEFT SIDE"), (1, "RIGHT")}
+    assert sorted(channel for channel, o in said if isinstance(o, Finished)) == [0, 1]
+    assert not scheduler.jobs
+    job = scheduler.open(CONFIG, outputs.extend, channels=2)
+    scheduler.submit(job, [both])
+    scheduler.cancel(job)
+    assert not scheduler.jobs and not scheduler.active
 
 
 def test_batch_must_hold_something() -> None:

@@ -11,8 +11,9 @@ from planted import PlantedModel, plant
 from core.audio import ENCODINGS, encode_pcm16
 from core.engine import Engine
 from core.transcript import Event, Gap, Transcript, Word
+from streamer.job import Command, Failed, Finished, Flushed, Progress
 from streamer.protocols.native import ProtocolError, Start, parse, parse_start
-from streamer.scheduler import Command, Failed, Finished, Flushed, Progress, Scheduler
+from streamer.scheduler import Scheduler
 from streamer.session import Session, SessionLimits
 
 LIMITS = SessionLimits(backlog_s=1.0, lag_s=0.5, unsent=8, replay=8)

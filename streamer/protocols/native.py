@@ -2,7 +2,8 @@
 
 Client to server: `start`, `resume`, `flush`, `end`, and binary audio. Server to client: `ready`, `partial`,
 `final`, `gap`, `lag`, `flushed`, `end`, `error`, and `ack` where `start` asked for `acks`. Every server message
-also carries `seq`, which grows, and `audio_s`, the seconds of audio accepted so far (the acknowledgement).
+also carries `seq`, which grows, and `audio_s`, the seconds of audio accepted so far (the acknowledgement); with
+`split`, what belongs to one channel carries `channel`, from 0.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Start:
     sample_rate: int = SAMPLE_RATE  # of the audio that comes, Hz
     encoding: str = "pcm_s16le"
     channels: int = 1  # interleaved; two are mixed
+    split: bool = False  # transcribe each channel by itself: events carry `channel`
     latency: str = "balanced"
     model: str = ""  # empty: whatever the server has
     endpoint_ms: int = 1000  # a quiet pause of this length ends a segment
@@ -123,7 +125,10 @@ def parse_start(options: Mapping[str, object], defaults: Start) -> Start:
         partials=_flag(options, "partials", defaults.partials),
         words=_flag(options, "words", defaults.words),
         acks=_flag(options, "acks", defaults.acks),
+        split=_flag(options, "split", defaults.split),
     )
+    if start.split and start.channels == 1:
+        raise ProtocolError("bad_option", "split needs channels: 2. Found: 1")
     return start
 
 

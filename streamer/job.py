@@ -1,0 +1,120 @@
+"""One stream in the scheduler: what goes in, what comes out, and when its next window is due."""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from core.audio import FRAMES_PER_SECOND, RECEPTIVE_FIELD, SAMPLE_RATE, Samples
+from core.engine import Engine, Pass, Stream
+from core.transcript import Event
+
+AHEAD_S = 2.0  # audio sent faster than real time is put behind that of others by this much at most
+CATCH_UP = 0.9  # a session that was ahead once counts as real time again after ten times that
+YOUNG_S, IDLE_S = 5.0, 3.0  # a session counts as at work from its beginning, and after a step, for so long
+
+
+class Command(enum.Enum):
+    FLUSH = "flush"  # answered by `Flushed` after the last event of the audio before it
+    FINISH = "finish"  # answered by `Finished`; nothing may follow
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The last word of a job that broke. The other jobs go on."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    n_processed: int  # 16 kHz samples of the stream that need no more work, but for context
+
+
+@dataclass(frozen=True, slots=True)
+class Widened:
+    """Steps that only show partials are left out from now on, or no more."""
+
+    is_widened: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OfChannel:
+    """What one channel of a job with several says."""
+
+    channel: int
+    output: Event | Flushed | Finished | Failed | Progress | Widened
+
+
+Output = Event | Flushed | Finished | Failed | Progress | Widened | OfChannel
+Item = Samples | Command  # samples (n,), or (n, channels) for a job with several
+Deliver = Callable[[Sequence[Output]], None]
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One stream in the scheduler. Only the scheduler's thread touches anything but the inbox."""
+
+    engine: Engine
+    stream: Stream
+    deliver: Deliver
+    opened_at: float
+    wants_partials: bool = True
+    channels: tuple[Job, ...] = ()  # of one job for each channel the first is asked and told everything
+    inbox: deque[tuple[float, Item]] = field(default_factory=deque)  # with the time it came
+    arrivals: deque[tuple[int, float]] = field(default_factory=deque)  # (samples of the stream, when they came)
+    answer: Flushed | Finished | None = None  # due as soon as the stream is not ready any more
+    task: Pass | None = None  # the window to run next
+    due: float = 0.0  # when real time would have brought its audio
+    heard: int = 0  # samples up to the end of the last window
+    heard_due: float = 0.0  # `due` of that
+    stepped_at: float = 0.0
+    told_widened: bool = False
+    is_over: bool = False
+
+    @property
+    def hop_s(self) -> float:
+        return self.stream.config.hop / FRAMES_PER_SECOND
+
+    @property
+    def deadline(self) -> float:
+        """The next hop of audio is there at this time."""
+        return self.due + self.hop_s
+
+    def is_at_work(self, now: float) -> bool:
+        return not self.is_over and (self.opened_at > now - YOUNG_S or self.stepped_at > now - IDLE_S)
+
+    def plan(self, task: Pass, now: float) -> None:
+        """Notes when the window of `task` is due. What comes faster than real time is due as if it did not."""
+        self.task, self.due = task, self.heard_due
+        if task.cut is not None:
+            return
+        while self.arrivals and self.arrivals[0][0] < task.end_sample:
+            self.arrivals.popleft()
+        arrival = self.arrivals[0][1] if self.arrivals else now
+        heard_s = max(0, task.end_sample - self.heard) / SAMPLE_RATE
+        self.due = min(max(self.heard_due + CATCH_UP * heard_s, arrival), now + AHEAD_S)
+
+    def moved(self, task: Pass, now: float) -> None:
+        """The window of `task` has been run."""
+        self.heard, self.heard_due = max(self.heard, task.end_sample), self.due
+        self.stepped_at, self.task = now, None
+
+    @property
+    def window_samples(self) -> int:
+        """Length of the window to run next."""
+        assert self.task is not None
+        return max(self.task.end_sample - self.task.start_sample, RECEPTIVE_FIELD)

@@ -1,0 +1,129 @@
+"""Where the words of a known text lie in CTC frames: forced alignment.
+
+The likeliest of all CTC paths that spell the text, by Viterbi's algorithm over the labels with blanks between them
+(Graves et al. 2006, section 4.1). Around words the path may say blank or delimiter as often as it likes, as
+models do in a pause. CTC marks where a letter is recognised, not where its sound begins and ends: words come out
+somewhat shorter than they were spoken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.decoder import Alphabet, WordSpan
+from core.stitcher import LogProbs
+
+SILENCE = -1  # a frame between letters
+
+
+def align(log_probs: LogProbs, labels: Sequence[int], silent: tuple[int, int]) -> NDArray[np.int64]:
+    """(n_frames,) which of `labels` each frame says, or `SILENCE`.
+
+    Args:
+        log_probs: (n_frames, n_vocab).
+        labels: ids in their order, a delimiter between words where the vocabulary has one.
+        silent: blank and delimiter.
+
+    `A B` over `A A _ B` -> `0 0 -1 1`.
+
+    Raises:
+        ValueError: more labels than the frames can hold.
+    """
+    blank, delimiter = silent
+    states = np.full(2 * len(labels) + 1, blank)  # labels at odd places, silence before, between and after
+    states[1::2] = labels
+    repeats = states[3::2] == states[1:-2:2]  # need a blank between
+    n, needed = len(log_probs), len(labels) + int(repeats.sum())
+    if n < needed:
+        raise ValueError(f"Expected at least {needed} frames for {len(labels)} labels. Found: {n}")
+    if not n:
+        return np.zeros(0, np.int64)
+    may_skip = np.zeros(len(states), bool)
+    may_skip[3::2] = ~repeats
+    is_border = np.zeros(len(states), bool)  # silence at the ends and beside a delimiter
+    is_border[[0, -1]] = True
+    is_border[:-1] |= states[1:] == delimiter
+    is_border[1:] |= states[:-1] == delimiter
+    is_border[1::2] = False
+    emitted = log_probs[:, states]  # (frame, state)
+    emitted[:, is_border] = log_probs[:, list(silent)].max(1, keepdims=True)
+    path = _best_path(emitted.astype(np.float64), may_skip)
+    return np.where(path % 2, path // 2, SILENCE)
+
+
+def _best_path(emitted: NDArray[np.float64], may_skip: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """(n_frames,) the state of each frame on the likeliest way from the first two states to the last two.
+
+    Args:
+        emitted: (n_frames, n_states) log-probabilities.
+        may_skip: (n_states,) whether the silence before a state may be left out.
+    """
+    n, n_states = emitted.shape
+    moves = np.zeros((n, n_states), np.int8)  # by how many states the best way came forward
+    ways = np.full((3, n_states), -np.inf)
+    scores = np.full(n_states, -np.inf)
+    scores[:2] = emitted[0, :2]
+    for frame in range(1, n):
+        ways[0] = scores
+        ways[1, 1:] = scores[:-1]
+        ways[2, 2:] = np.where(may_skip[2:], scores[:-2], -np.inf)
+        moves[frame] = ways.argmax(0)
+        scores = ways.max(0) + emitted[frame]
+    path = np.empty(n, np.int64)
+    path[-1] = n_states - 2 + int(np.argmax(scores[-2:])) if n_states > 1 else 0
+    for frame in range(n - 1, 0, -1):
+        path[frame - 1] = path[frame] - moves[frame, path[frame]]
+    return path
+
+
+def align_words(log_probs: LogProbs, start_frame: int, text: str, alphabet: Alphabet) -> list[WordSpan]:
+    """The words of `text` with their frames; the confidence is the geometric mean of their letters' best frames.
+
+    Args:
+        log_probs: (n_frames, n_vocab), raw frames with blanks.
+        start_frame: the stream's frame of row 0.
+        text: words parted by white space, in letters of the alphabet; upper and lower case are the same.
+
+    Raises:
+        ValueError: a letter is not in the alphabet, or the frames cannot hold the text.
+    """
+    words = text.split()
+    has_delimiter = alphabet.delimiter != alphabet.blank
+    labels: list[int] = []
+    bounds: list[tuple[int, int]] = []  # of each word in `labels`
+    for word in words:
+        if labels and has_delimiter:
+            labels.append(alphabet.delimiter)
+        spelled = [letter_id(letter, alphabet) for letter in word]
+        bounds.append((len(labels), len(labels) + len(spelled)))
+        labels += spelled
+    said = align(log_probs, labels, alphabet.silent)
+    spoken = np.flatnonzero(said != SILENCE)
+    starts = np.full(len(labels), len(said))
+    np.minimum.at(starts, said[spoken], spoken)
+    ends = np.zeros(len(labels), np.int64)
+    np.maximum.at(ends, said[spoken], spoken + 1)
+    best = np.full(len(labels), -np.inf)
+    np.maximum.at(best, said[spoken], log_probs[spoken, np.array(labels, np.int64)[said[spoken]]])
+    return [
+        WordSpan(
+            word,
+            start_frame + int(starts[first]),
+            start_frame + int(ends[last - 1]),
+            min(1.0, round(float(np.exp(best[first:last].mean())), 4)),
+            is_closed=True,
+        )
+        for word, (first, last) in zip(words, bounds, strict=True)
+    ]
+
+
+def letter_id(letter: str, alphabet: Alphabet) -> int:
+    for form in (letter, letter.upper(), letter.lower()):
+        if form in alphabet.tokens:
+            token = alphabet.tokens.index(form)
+            if token not in alphabet.silent and token not in alphabet.special:
+                return token
+    raise ValueError(f"Expected a text in the model's letters. Found: {letter!r}")

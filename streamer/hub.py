@@ -19,9 +19,11 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from core.engine import Engine
 from core.transcript import Gap
 from streamer.job import Failed, Job, Output
 from streamer.metrics import Metrics
+from streamer.pace import Pace
 from streamer.protocols.native import ProtocolError, Start
 from streamer.scheduler import Scheduler
 from streamer.session import Session, SessionLimits
@@ -41,6 +43,10 @@ class Limits:
     start_s: float = 10.0  # from a connection to its first message
     idle_s: float = 60.0  # without any message
     message_bytes: int = 1 << 20
+    speed: float = 32.0  # audio is read no faster than this many times real time
+    messages_per_s: float = 2000.0  # of one connection; more are read later
+    header_s: float = 10.0  # from a connection to the end of its request's headers
+    connections: int = 512  # open at once, also those that never say a word
     drain_s: float = 20.0  # for the last words at shutdown
     session: SessionLimits = field(default_factory=SessionLimits)
 
@@ -51,6 +57,8 @@ class Limits:
 
 class Busy(Exception):
     """No room for another session now."""
+
+    retry_after_s = 5
 
 
 @dataclass(eq=False)
@@ -79,8 +87,11 @@ class Live:
 class Hub:
     """The sessions of one server. All methods belong to its event loop."""
 
-    def __init__(self, scheduler: Scheduler, limits: Limits, metrics: Metrics) -> None:
+    def __init__(
+        self, scheduler: Scheduler, limits: Limits, metrics: Metrics, engines: Mapping[str, Engine] | None = None
+    ) -> None:
         self.scheduler = scheduler
+        self.engines = engines or {}  # by the model's name; without, the scheduler's own for every name
         self.limits = limits
         self.metrics = metrics
         self.live: dict[str, Live] = {}
@@ -93,8 +104,8 @@ class Hub:
 
     # Sessions
 
-    def check_room(self, owner: str) -> None:
-        """Raises Busy where a new session of this owner would be one too many."""
+    def check_room(self, owner: str, start: Start | None = None) -> None:
+        """Raises Busy where a new session of this owner would be one too many, or make the others late."""
         if self.is_draining:
             raise Busy("the server is shutting down; use another, or come back later")
         running = [live for live in self.live.values() if live.job is not None]
@@ -103,6 +114,9 @@ class Hub:
         most = self.limits.sessions_per_client
         if most is not None and Counter(live.owner for live in running)[owner] >= most:
             raise Busy(f"this client has {most} sessions already, as many as it may; end one first")
+        start = start or Start()
+        if not self.scheduler.has_room(start.config(), self.engines.get(start.model), start.n_streams):
+            raise Busy("one session more would make the others late; come back later")
 
     def open(self, start: Start, owner: str) -> Live:
         """A new session.
@@ -110,7 +124,7 @@ class Hub:
         Raises:
             Busy: there is no room for it.
         """
-        self.check_room(owner)
+        self.check_room(owner, start)
         session = Session(secrets.token_urlsafe(24), start, self.limits.session)
         live = Live(session, owner)
         loop = asyncio.get_running_loop()
@@ -118,7 +132,8 @@ class Hub:
         def deliver(outputs: Sequence[Output]) -> None:
             loop.call_soon_threadsafe(self.deliver, live, outputs)
 
-        live.job = self.scheduler.open(session.config, deliver)
+        engine = self.engines.get(start.model)
+        live.job = self.scheduler.open(session.config, deliver, engine, start.n_streams, start.partials)
         self.live[session.session_id] = live
         self.metrics.started.inc()
         logger.info("session %s begins: %s", live.tag, start)
@@ -201,6 +216,7 @@ class Hub:
     async def read(self, socket: WebSocket, live: Live, replaced: asyncio.Event) -> None:
         """Hands over what the client sends; returns when it has gone."""
         session = live.session
+        loop, pace = asyncio.get_running_loop(), Pace(self.limits.speed, self.limits.messages_per_s)
         while True:
             while session.is_behind:
                 live.room.clear()
@@ -220,10 +236,13 @@ class Hub:
                 items = session.receive_bytes(data)
             else:
                 items = session.receive_text(message["text"])
-            self.metrics.audio.inc(session.intake.accepted_s - before_s)
+            audio_s = session.intake.accepted_s - before_s
+            self.metrics.on_audio(audio_s)
             if live.job is not None:
                 self.scheduler.submit(live.job, items)
             live.talk.set()
+            if wait_s := pace.add(audio_s, loop.time()):
+                await asyncio.sleep(wait_s)
 
     async def write(self, socket: WebSocket, live: Live, replaced: asyncio.Event) -> None:
         """Sends what there is to say; returns when the session is over."""

@@ -13,6 +13,7 @@ from core.transcript import Event
 
 AHEAD_S = 2.0  # audio sent faster than real time is put behind that of others by this much at most
 CATCH_UP = 0.9  # a session that was ahead once counts as real time again after ten times that
+FLUSH_S = 0.25  # a flush costs its session this much of its turn
 YOUNG_S, IDLE_S = 5.0, 3.0  # a session counts as at work from its beginning, and after a step, for so long
 
 
@@ -100,6 +101,8 @@ class Job:
     def plan(self, task: Pass, now: float) -> None:
         """Notes when the window of `task` is due. What comes faster than real time is due as if it did not."""
         self.task, self.due = task, self.heard_due
+        if task.is_barrier:  # so that one who flushes after every word does not come before all others
+            self.due = min(max(self.heard_due, now) + FLUSH_S, now + AHEAD_S)
         if task.cut is not None:
             return
         while self.arrivals and self.arrivals[0][0] < task.end_sample:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from functools import partial
 
-from streamer.scheduler import StepReport
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+from streamer.scheduler import Scheduler, StepReport
 
 STEP_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)  # seconds
 
@@ -32,14 +34,36 @@ class Metrics:
             buckets=STEP_BUCKETS,
             registry=registry,
         )
+        self.latency = Gauge(
+            "streamer_step_latency_seconds",
+            "From a step's audio to its result, of the last ten seconds' steps in real time",
+            ["quantile"],
+            registry=registry,
+        )
+        self.widened = Gauge("streamer_widened", "Whether steps for partials are left out", registry=registry)
+        self.factor = Gauge("streamer_real_time_factor", "Time in the model by audio accepted", registry=registry)
+        self.factor.set_function(lambda: self.step_s / self.audio_s if self.audio_s else 0.0)
+        self.step_s = self.audio_s = 0.0
+        ProcessCollector(registry=registry)  # processor time and memory, on Linux
         self.batch = Histogram(
             "streamer_batch_size", "Streams in one batch", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
         )
 
     def on_step(self, report: StepReport) -> None:
         self.step.observe(report.step_s)
+        self.step_s += report.step_s
         self.delay.observe(report.delay_s)
         self.batch.observe(report.n_streams)
+
+    def on_audio(self, audio_s: float) -> None:
+        self.audio.inc(audio_s)
+        self.audio_s += audio_s
+
+    def watch(self, scheduler: Scheduler) -> None:
+        """Asks the scheduler itself for what it measures."""
+        for q in (0.5, 0.95, 0.99):
+            self.latency.labels(str(q)).set_function(partial(scheduler.step_quantile_s, q))
+        self.widened.set_function(lambda: float(scheduler.is_widened))
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -49,14 +49,13 @@ class Session:
         self.limits = limits or SessionLimits()
         self.config = start.config()
         self.intake = Intake(start.sample_rate, start.encoding, start.channels, start.split)
-        self.n_streams = start.channels if start.split else 1
         self.seq = 0
         self.unsent: deque[Entry] = deque()
         self.sent: deque[Entry] = deque()  # for a resume
         self.forgotten_seq = 0  # newest message that must not be missed, but can no longer be said again
         self.n_pushed = 0  # 16 kHz samples handed to the scheduler
-        self.processed = [0] * self.n_streams  # of them, done
-        self.answers = {Flushed: [0] * self.n_streams, Finished: [0] * self.n_streams}
+        self.processed = [0] * start.n_streams  # of them, done
+        self.answers = {Flushed: [0] * start.n_streams, Finished: [0] * start.n_streams}
         self.n_flushes = 0
         self.told_lag_s = 0.0
         self.is_widened = False  # steps that only show partials are left out

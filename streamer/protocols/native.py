@@ -9,7 +9,7 @@ also carries `seq`, which grows, and `audio_s`, the seconds of audio accepted so
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from core.audio import ENCODINGS, HOP, SAMPLE_RATE
@@ -48,6 +48,10 @@ class Start:
     words: bool = True  # whether messages list words with times
     acks: bool = False  # whether accepted audio is acknowledged each second although there is nothing to say
 
+    @property
+    def n_streams(self) -> int:
+        return self.channels if self.split else 1
+
     def config(self) -> StreamConfig:
         """The engine's settings for this session."""
         after_speech = max(1, self.endpoint_ms * SAMPLE_RATE // 1000 // HOP)
@@ -76,8 +80,11 @@ ClientMessage = Start | Resume | Flush | End
 OPTIONS = tuple(field.name for field in fields(Start))
 
 
-def parse(text: str, defaults: Start) -> ClientMessage:
+def parse(text: str, defaults: Start, models: Sequence[str] = ()) -> ClientMessage:
     """A text message of a client.
+
+    Args:
+        models: that may be asked for besides the default.
 
     Raises:
         ProtocolError: it is not JSON, or not one of the messages.
@@ -90,7 +97,7 @@ def parse(text: str, defaults: Start) -> ClientMessage:
         raise ProtocolError("bad_json", f"Expected a JSON object. Found: {type(message).__name__}")
     kind = message.pop("type", None)
     if kind == "start":
-        return parse_start(message, defaults)
+        return parse_start(message, defaults, models)
     if kind == "resume":
         session, seq = message.get("session"), message.get("seq")
         if not isinstance(session, str) or not isinstance(seq, int) or isinstance(seq, bool) or seq < 0:
@@ -105,7 +112,7 @@ def parse(text: str, defaults: Start) -> ClientMessage:
     raise ProtocolError("unknown_type", f"Expected a type of start, resume, flush or end. Found: {shown(kind)}")
 
 
-def parse_start(options: Mapping[str, object], defaults: Start) -> Start:
+def parse_start(options: Mapping[str, object], defaults: Start, models: Sequence[str] = ()) -> Start:
     """The options of a `start` message or of a query string (whose values are all text).
 
     Raises:
@@ -121,7 +128,7 @@ def parse_start(options: Mapping[str, object], defaults: Start) -> Start:
         endpoint_ms=_integer(options, "endpoint_ms", defaults.endpoint_ms, *ENDPOINT_MS),
         encoding=_choice(options, "encoding", defaults.encoding, tuple(ENCODINGS)),
         latency=_choice(options, "latency", defaults.latency, LATENCIES),
-        model=_choice(options, "model", defaults.model, (defaults.model,)),
+        model=_choice(options, "model", defaults.model, tuple(dict.fromkeys((defaults.model, *models)))),
         partials=_flag(options, "partials", defaults.partials),
         words=_flag(options, "words", defaults.words),
         acks=_flag(options, "acks", defaults.acks),

@@ -27,7 +27,7 @@ streamer: speech recognition while the words are spoken
   streamer devices                  the microphones
   streamer models                   the models; any Wav2Vec2 CTC checkpoint of the hub works by name
   streamer bench wer SET.tsv        accuracy and speed on a set with transcripts
-  streamer train ...                distil, fine-tune
+  streamer train ...                prepare, synthesize, pretrain, distil, finetune, evaluate, plot
 
 `streamer COMMAND --help` explains a command; `streamer --help-options` lists all options."""
 

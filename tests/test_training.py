@@ -452,6 +452,7 @@ def test_the_command_pretrains_and_what_it_made_is_fine_tuned(manifest: Path, tm
     PRETRAINED.save(tmp_path / "small.json")
     first, second = tmp_path / "first", tmp_path / "second"
     common = ["--manifest", str(manifest), "--steps", "2", "--batch-s", "2", "--mask-length", "4"]
+    common += ["--dtype", "float32"]
     assert main(["pretrain", "--config", str(tmp_path / "small.json"), "--output", str(first), *common]) == 0
     assert main(["pretrain", "--model", str(first), "--output", str(second), *common]) == 0
     out = tmp_path / "tuned"

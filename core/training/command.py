@@ -44,6 +44,7 @@ def add_run(parser: argparse.ArgumentParser, steps: int, rate: float, batch_s: f
     parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="default: %(default)s")
     parser.add_argument("--threads", type=int, metavar="N", help="of PyTorch")
 
 
@@ -133,6 +134,7 @@ def run_config(args: argparse.Namespace) -> RunConfig:
         log_every=args.log_every,
         save_every=args.save_every,
         seed=args.seed,
+        is_mixed=args.dtype == "bfloat16",
     )
 
 

@@ -26,10 +26,12 @@ def target_states(teacher: WhisperEncoder, samples: Tensor, n_frames: int) -> Te
         return teacher.front_end(samples[:, FRAME_SHIFT:])[:, :n_frames]
 
 
-def front_end_loss(student: Wav2Vec2ForCTC, targets: Tensor, samples: Tensor, scale: Tensor) -> Tensor:
+def front_end_loss(
+    student: Wav2Vec2ForCTC, targets: Tensor, samples: Tensor, scale: Tensor, is_mixed: bool = True
+) -> Tensor:
     """Squared error in units of each channel's spread, and of the layer-normalised states."""
     wav2vec2 = student.wav2vec2
-    with torch.autocast(samples.device.type, torch.bfloat16):
+    with torch.autocast(samples.device.type, torch.bfloat16, enabled=is_mixed):
         states, _ = wav2vec2.feature_projection(wav2vec2.feature_extractor(samples).transpose(1, 2))
     states = states[:, : targets.shape[1]].float()
     shape = states.shape[-1:]
@@ -49,6 +51,6 @@ def distil(student: Wav2Vec2ForCTC, teacher: WhisperEncoder, speech: Speech, con
     while not run.is_done:
         samples = speech.crops(PROBE + 1 + run.step_count, CROPS, CROP_S).to(device)
         targets = target_states(teacher, samples, n_frames)
-        run.step(front_end_loss(student, targets, samples, scale), CROPS * CROP_S)
+        run.step(front_end_loss(student, targets, samples, scale, config.is_mixed), CROPS * CROP_S)
         run.report()
     student.requires_grad_(True)

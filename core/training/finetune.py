@@ -15,10 +15,10 @@ from core.training.run import Run, RunConfig
 from core.wav2vec2 import Wav2Vec2ForCTC
 
 
-def ctc_loss(model: Wav2Vec2ForCTC, batch: Batch, is_head_only: bool) -> torch.Tensor:
+def ctc_loss(model: Wav2Vec2ForCTC, batch: Batch, is_head_only: bool, is_mixed: bool = True) -> torch.Tensor:
     device = model.device
     mask = batch.attention_mask.to(device)
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=is_mixed):
         with torch.set_grad_enabled(not is_head_only):
             states = model.wav2vec2(batch.input_values.to(device), mask).last_hidden_state
         logits = model.lm_head(model.dropout(states)).float()
@@ -43,7 +43,8 @@ def finetune(
     for batch in corpus.batches(run.step_count):
         if run.is_done:
             break
-        run.step(ctc_loss(model, batch, run.step_count < head_steps), batch.seconds)
+        loss = ctc_loss(model, batch, run.step_count < head_steps, config.is_mixed)
+        run.step(loss, batch.seconds)
         scores = {}
         if word_error_rate and run.is_due(config.save_every):
             scores["wer"] = word_error_rate()

@@ -60,13 +60,15 @@ class PretrainConfig:
         return ((2 * self.mask_length - 1) * config.hop + config.receptive_field) / SAMPLE_RATE
 
 
-def masked_loss(model: Wav2Vec2ForPreTraining, samples: Tensor, config: PretrainConfig) -> tuple[Tensor, Tensor]:
+def masked_loss(
+    model: Wav2Vec2ForPreTraining, samples: Tensor, config: PretrainConfig, is_mixed: bool = True
+) -> tuple[Tensor, Tensor]:
     """The loss per masked frame of (batch, sample), and its contrastive part, diversity part and perplexity."""
     B, T = len(samples), model.config.n_frames(samples.shape[1])  # batch, frame
     mask = mask_spans([T] * B, T, config.mask_prob, config.mask_length, min_masks=2)
     distractors = sample_distractors(mask, model.config.num_negatives)
     device = model.device
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=is_mixed):
         output = model(
             samples.to(device), mask_time_indices=mask.to(device), sampled_negative_indices=distractors.to(device)
         )
@@ -93,7 +95,7 @@ def pretrain(model: Wav2Vec2ForPreTraining, speech: Speech, config: RunConfig, s
         model.set_gumbel_temperature(temperature)
         samples = standardize(speech.passages(run.step_count, settings.batch_s, settings.max_s))
         seconds = samples.numel() / SAMPLE_RATE
-        loss, parts = masked_loss(model, samples, settings)
+        loss, parts = masked_loss(model, samples, settings, config.is_mixed)
         contrastive, diversity, used = parts.tolist()
         run.step(loss, seconds, contrastive=contrastive, diversity=diversity, perplexity=used, temperature=temperature)
         run.report()

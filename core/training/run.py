@@ -32,6 +32,7 @@ class RunConfig:
     log_every: int = 25
     save_every: int = 200
     seed: int = 1
+    is_mixed: bool = True  # bfloat16 where PyTorch's autocast deems it safe; slow on CPUs that have none
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.learning_rate <= 0:

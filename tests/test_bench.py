@@ -21,7 +21,8 @@ from core.normalise import normalise, spell, spell_ordinal
 from core.training.manifest import read_manifest, read_set
 from streamer.bench.conditions import CONDITIONS, apply_condition
 from streamer.bench.systems import ModelChoice, assemble_base, load_system
-from streamer.bench.wer import Task, equal_to_offline, measure, summary, table, write_details
+from streamer.bench.task import Task
+from streamer.bench.wer import equal_to_offline, measure, summary, table, write_details
 from streamer.cli import main
 
 WORDS = st.lists(st.sampled_from(["A", "B", "C", "D"]), max_size=12)

@@ -7,16 +7,24 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str]) -> int:
     """Runs `streamer bench ARGUMENTS`; returns its exit code."""
-    from streamer.bench import speed, wer
+    from streamer.bench import speed, stitch, wer
     from streamer.cli import Parser, add_model_options
 
     parser = Parser("streamer bench", description="Measure accuracy, speed and memory.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="wer|speed")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="wer|speed|stitch")
     accuracy = commands.add_parser("wer", help="word error rate, processor time and memory on sets with transcripts")
     wer.add_arguments(accuracy)
     add_model_options(accuracy)
     pace = commands.add_parser("speed", help="how long one recording takes, and in which part of the model")
     speed.add_arguments(pace)
     add_model_options(pace)
+    seams = commands.add_parser("stitch", help="ways of joining windows, against one pass of the same model")
+    stitch.add_arguments(seams)
+    add_model_options(seams)
     args = parser.parse_args(arguments)
-    return wer.run(args, accuracy) if args.command == "wer" else speed.run(args)
+    match args.command:
+        case "wer":
+            return wer.run(args, accuracy)
+        case "stitch":
+            return stitch.run(args, seams)
+    return speed.run(args)

@@ -21,27 +21,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from core.audio import SAMPLE_RATE
 from core.edit_distance import WordErrors, word_errors
 from core.normalise import normalise
-from core.training.manifest import read_manifest, read_set
-from streamer.bench.conditions import CONDITIONS, apply_condition
-from streamer.bench.systems import PEERS, ModelChoice, Transcribe, load_system
+from streamer.bench.systems import ModelChoice, Transcribe, load_system
+from streamer.bench.task import Task, add_peers_argument, add_set_arguments, peers_of, task_of
 
 SHORT_S = 15.0  # utterances up to this length are compared with one pass over the whole
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What a run is about, the same for each system."""
-
-    manifests: tuple[Path, ...]
-    audio: Path | None = None
-    limit: int | None = None
-    condition: str = "clean"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +88,10 @@ def measure(name: str, load: Callable[[], Transcribe], task: Task) -> SystemRepo
     load_s = time.perf_counter() - began
     hypotheses: dict[str, list[Hypothesis]] = {}
     cpu_s = wall_s = 0.0
-    stderr = Console(stderr=True)
     for manifest in task.manifests:
         heard = hypotheses.setdefault(manifest.stem, [])
-        utterances = read_set(manifest, task.audio, task.limit)
-        total = len(read_manifest(manifest, task.limit))
-        bar = track(utterances, f"{name}: {manifest.stem}", total, console=stderr, disable=not stderr.is_terminal)
-        for seed, utterance in enumerate(bar):
-            samples = apply_condition(task.condition, utterance.samples, seed)
+        for utterance in task.utterances(manifest, name):
+            samples = utterance.samples
             cpu, wall = time.process_time(), time.perf_counter()
             text = transcribe(samples)
             cpu_s, wall_s = cpu_s + time.process_time() - cpu, wall_s + time.perf_counter() - wall
@@ -207,35 +189,18 @@ def write_details(reports: Sequence[SystemReport], path: Path) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sets", nargs="*", type=Path, metavar="SET.tsv", help="manifests: path, transcript, …")
-    parser.add_argument("--manifest", action="append", default=[], type=Path, metavar="SET.tsv", help="the same, named")
-    parser.add_argument("--audio", type=Path, metavar="DIR", help="where files or tar shards are; default: beside it")
+    add_set_arguments(parser)
+    add_peers_argument(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--offline", action="store_true", help="one pass over each utterance instead of streaming")
     which.add_argument("--both", action="store_true", help="both paths, and how often they say the same")
-    parser.add_argument("--peers", default="", metavar="NAME,…", help=f"also: {', '.join(PEERS)}")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N lines of each set")
-    parser.add_argument("--condition", default="clean", choices=CONDITIONS, help="put onto the audio of all systems")
     parser.add_argument("--details", type=Path, metavar="PATH", help="write a line for every utterance there")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    manifests = (*args.sets, *args.manifest)
-    peers = tuple(name for name in args.peers.split(",") if name)
-    if not manifests:
-        parser.error("expected at least one set: SET.tsv")
-    if unknown := set(peers) - set(PEERS):
-        parser.error(f"expected peers of {', '.join(PEERS)}. Found: {', '.join(sorted(unknown))}")
-    if args.limit is not None and args.limit < 1:
-        parser.error(f"expected a limit of at least 1. Found: {args.limit}")
-    if len({manifest.stem for manifest in manifests}) < len(manifests):
-        parser.error("expected sets of different names")
-    for manifest in manifests:
-        read_manifest(manifest)  # before minutes of work
+    peers, task = peers_of(args, parser), task_of(args, parser)
     own = ("streaming", "offline") if args.both else ("offline",) if args.offline else ("streaming",)
     choice = ModelChoice(args.model, args.device, args.dtype, args.threads, args.latency)
-    task = Task(manifests, args.audio, args.limit, args.condition)
     reports = measure_apart([*own, *peers], choice, task)
     result = summary(reports, choice, task)
     print(json.dumps(result) if args.json else table(result))

@@ -1,0 +1,76 @@
+"""The pictures of `streamer bench stitch` and `streamer bench latency`; the file name decides the format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Inches.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as e:
+        raise ValueError("Plots need matplotlib: pip install '.[bench]'") from e
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def plot_stitch(result: dict[str, Any], path: Path) -> None:
+    """Edits against one pass over the algorithmic latency, a line a method: words left, letters right."""
+    figure = new_figure(10, 4)
+    names = [method["method"] for method in result["plans"][0]["methods"]]
+    for place, unit in enumerate(("word", "letter"), 1):
+        axes = figure.add_subplot(1, 2, place)
+        for number, name in enumerate(names):
+            of_method = sorted(
+                (of["methods"][number]["latency_ms"], 100 * of["methods"][number][f"{unit}_edit_rate"])
+                for of in result["plans"]
+            )
+            axes.plot(*zip(*of_method, strict=True), marker="o", label=name)
+        axes.set_xlabel("algorithmic latency, ms")
+        axes.set_ylabel(f"{unit} edits against one pass, %")
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize="small")
+    figure.savefig(path)
+
+
+def plot_latency(result: dict[str, Any], delays: dict[str, dict[str, Sequence[float]]], path: Path) -> None:
+    """The share of words that came within a time, by system; and word error rate over the median time.
+
+    Args:
+        result: the object that `streamer bench latency --json` prints.
+        delays: of each system and kind (`settled`, `committed`), the emission latency of every word in seconds.
+    """
+    figure = new_figure(11, 4.5)
+    shares, trade = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
+    for number, (system, kinds) in enumerate(delays.items()):
+        for kind, style in (("settled", "-"), ("committed", ":")):
+            values = np.sort(np.asarray(kinds[kind], float))
+            share = np.arange(1, len(values) + 1) / max(1, len(values))
+            shares.plot(values, share, style, color=f"C{number}", label=f"{system}, {kind}")
+    shares.set_xlabel("time from the end of a word to its text, s")
+    shares.set_ylabel("share of words")
+    shares.set_xscale("symlog", linthresh=1)
+    shares.grid(alpha=0.3)
+    shares.legend(fontsize="x-small")
+    for number, of in enumerate(result["systems"]):
+        for kind, marker in (("settled", "o"), ("committed", "s")):
+            median = of["emission_s"][kind]["with_compute"].get("p50")
+            if median is not None:
+                label = f"{of['system']}, {kind}"
+                trade.plot([median], [100 * of["wer"]], marker, color=f"C{number}", linestyle="", label=label)
+    trade.set_xlabel("median time from the end of a word to its text, s")
+    trade.set_ylabel("word error rate, %")
+    trade.grid(alpha=0.3)
+    trade.legend(fontsize="x-small")
+    figure.savefig(path)

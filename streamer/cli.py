@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from streamer import __version__
+from streamer.log import FORMATS, LEVELS, log_to_stderr
 
 HELP = """\
 streamer: speech recognition while the words are spoken
@@ -41,9 +42,13 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default="streamer-en", metavar="NAME|DIR", help="default: %(default)s")
+    if several:
+        text = "repeat for several, of which clients choose; default: streamer-en"
+        group.add_argument("--model", action="append", metavar="NAME|DIR", help=text)
+    else:
+        group.add_argument("--model", default="streamer-en", metavar="NAME|DIR", help="default: %(default)s")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     group.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     group.add_argument("--threads", type=int, default=None, metavar="N", help="PyTorch threads")
@@ -133,13 +138,36 @@ def serve(arguments: Sequence[str]) -> int:
     parser = Parser("streamer serve", description="Serve live sessions over websockets.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--api-key", action="append", default=[], metavar="KEY", help="repeat for several")
-    parser.add_argument("--tls-cert", metavar="PEM")
-    parser.add_argument("--tls-key", metavar="PEM")
-    parser.add_argument("--max-sessions", type=int, default=32, metavar="N")
-    parser.add_argument("--allow-public", action="store_true", help="bind a public address without keys")
-    add_model_options(parser)
+    access = parser.add_argument_group("access")
+    access.add_argument(
+        "--api-key", action="append", default=[], metavar="KEY", help="repeat for several; also $STREAMER_API_KEY"
+    )
+    access.add_argument("--api-key-file", metavar="PATH", help="a key a line; # begins a comment")
+    access.add_argument("--allow-public", action="store_true", help="bind a public address without keys")
+    access.add_argument(
+        "--allow-origin", action="append", default=[], metavar="ORIGIN", help="pages of https://HOST may connect, too"
+    )
+    access.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="a name that clients reach this server by"
+    )
+    access.add_argument("--tls-cert", metavar="PEM")
+    access.add_argument("--tls-key", metavar="PEM")
+    limits = parser.add_argument_group("limits")
+    limits.add_argument(
+        "--max-sessions", type=int, default=32, metavar="N", help="fewer where more would make steps late"
+    )
+    limits.add_argument("--sessions-per-client", type=int, metavar="N", help="of one key or, without keys, one address")
+    logs = parser.add_argument_group("log")
+    logs.add_argument("--log-format", default="text", choices=FORMATS)
+    logs.add_argument(
+        "--log-level", default="warning", choices=LEVELS, help="info tells of each session, not its words"
+    )
+    add_model_options(parser, several=True)
     args = parser.parse_args(arguments)
+    args.model = args.model or ["streamer-en"]
+    log_to_stderr(args.log_format, args.log_level)
+    # Before PyTorch is loaded: threads that spin while they wait take the other sessions' cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from streamer.server import run_server
 
     return run_server(args)
@@ -187,18 +215,10 @@ def dispatch(arguments: list[str]) -> int:
     return transcribe(arguments) if command is None else command(arguments[1:])
 
 
-class OneLine(logging.Formatter):
-    """Log lines in the form of the error lines: `streamer: warning: …`."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return super().format(record).replace(record.levelname, record.levelname.lower(), 1)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(OneLine("streamer: %(levelname)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    if not logging.getLogger().handlers:
+        log_to_stderr()
     try:
         return dispatch(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:

@@ -136,7 +136,7 @@ class Hub:
         live.job = self.scheduler.open(session.config, deliver, engine, start.n_streams, start.partials)
         self.live[session.session_id] = live
         self.metrics.started.inc()
-        logger.info("session %s begins: %s", live.tag, start)
+        logger.info("session %s begins: %s", live.tag, start, extra={"session": live.tag, "model": start.model})
         return live
 
     def find(self, session_id: str, seq: int) -> Live:
@@ -175,7 +175,8 @@ class Hub:
         if live.job is not None:
             self.scheduler.cancel(live.job)
             live.job = None
-        logger.info("session %s is over after %.1f s of audio", live.tag, live.session.intake.accepted_s)
+        audio_s = live.session.intake.accepted_s
+        logger.info("session %s is over after %.1f s of audio", live.tag, audio_s, extra={"session": live.tag})
         if not self.live:
             self.empty.set()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import ssl
@@ -28,6 +29,7 @@ import clients
 from core.acoustic import AcousticModel
 from core.engine import Engine
 from streamer.auth import Access, carried_keys, choose_subprotocol, is_loopback_name
+from streamer.http import WebSocketProtocol, http_protocol
 from streamer.hub import TRY_LATER, Busy, Hub, Limits, close
 from streamer.metrics import Metrics
 from streamer.protocols import native
@@ -59,17 +61,19 @@ class ServerError(Exception):
 class App:
     """The handlers of one app. `hub` lives from the app's startup on."""
 
-    def __init__(self, engine: Engine, defaults: Start, access: Access, limits: Limits) -> None:
+    def __init__(self, engines: Sequence[Engine], defaults: Start, access: Access, limits: Limits) -> None:
         self.metrics = Metrics()
-        self.scheduler = Scheduler(engine, on_step=self.metrics.on_step)
+        self.scheduler = Scheduler(engines[0], on_step=self.metrics.on_step, others=engines[1:])
+        self.metrics.watch(self.scheduler)
         self.defaults = defaults
+        self.models = tuple(engine.model.name for engine in engines)
         self.access = access
         self.limits = limits
-        self.hub = Hub(self.scheduler, limits, self.metrics)
+        self.hub = Hub(self.scheduler, limits, self.metrics, dict(zip(self.models, engines, strict=True)))
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        self.scheduler.start()
+        await asyncio.to_thread(self.scheduler.start)
         try:
             yield
         finally:
@@ -130,7 +134,7 @@ class App:
             self.hub.check_room("")
         except Busy as e:
             return JSONResponse({"status": "busy", "message": str(e)}, 503)
-        return JSONResponse({"status": "ready", "model": self.defaults.model})
+        return JSONResponse({"status": "ready", "model": self.defaults.model, "models": self.models})
 
     async def show_metrics(self, request: Request) -> Response:
         return self.refusal(request) or PlainTextResponse(self.metrics.text(), media_type="text/plain; version=0.0.4")
@@ -162,7 +166,7 @@ class App:
             return
         except Busy as e:
             self.metrics.refused.labels("busy").inc()
-            await self.turn_away(websocket, "busy", str(e), TRY_LATER)
+            await self.turn_away(websocket, "busy", str(e), TRY_LATER, {"retry_after_s": e.retry_after_s})
             return
         await self.hub.serve(websocket, live)
 
@@ -170,7 +174,7 @@ class App:
         try:
             self.hub.check_room(self.owner(websocket))
         except Busy as e:
-            return self.refuse(503, "busy", str(e), {"retry-after": "5"})
+            return self.refuse(503, "busy", str(e), {"retry-after": str(e.retry_after_s)})
         return None
 
     def start_options(self, websocket: WebSocket) -> dict[str, str]:
@@ -184,7 +188,7 @@ class App:
             WebSocketDisconnect: the client went without a word.
         """
         if options := self.start_options(websocket):
-            return native.parse_start(options, self.defaults)
+            return native.parse_start(options, self.defaults, self.models)
         try:
             async with asyncio.timeout(self.limits.start_s):
                 message = await websocket.receive()
@@ -196,14 +200,17 @@ class App:
         text = message.get("text")
         if text is None:
             raise ProtocolError("not_started", 'expected {"type": "start", ...} before audio. Found: a binary message')
-        first = native.parse(text, self.defaults)
+        first = native.parse(text, self.defaults, self.models)
         if not isinstance(first, Start | Resume):
             raise ProtocolError("not_started", f"expected start or resume first. Found: {type(first).__name__.lower()}")
         return first
 
-    async def turn_away(self, websocket: WebSocket, code: str, message: str, close_code: int) -> None:
+    async def turn_away(
+        self, websocket: WebSocket, code: str, message: str, close_code: int, more: native.Message | None = None
+    ) -> None:
+        error = {**native.error_message(code, message), **(more or {}), "seq": 1, "audio_s": 0.0}
         with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
-            await websocket.send_json({**native.error_message(code, message), "seq": 1, "audio_s": 0.0})
+            await websocket.send_json(error)
         await close(websocket, close_code, code)
 
 
@@ -212,10 +219,15 @@ def create_app(
     defaults: Start | None = None,
     access: Access | None = None,
     limits: Limits | None = None,
+    others: Sequence[Engine] = (),
 ) -> Starlette:
-    """The app; its startup begins the scheduler's thread, its shutdown drains all sessions."""
+    """The app; its startup begins the scheduler's thread, its shutdown drains all sessions.
+
+    Args:
+        others: engines of more models, which a client may ask for by name.
+    """
     defaults = defaults or Start(model=engine.model.name)
-    handlers = App(engine, defaults, access or Access(), limits or Limits())
+    handlers = App([engine, *others], defaults, access or Access(), limits or Limits())
     app = Starlette(routes=handlers.routes(), lifespan=handlers.lifespan)
     app.state.hub = handlers.hub
     return app
@@ -259,8 +271,8 @@ def make_server(app: Starlette, limits: Limits, tls_cert: str | None = None, tls
     """uvicorn with this app. Its log would show keys in query strings: only warnings are let through."""
     config = uvicorn.Config(
         app,
-        http="h11",
-        ws="websockets-sansio",
+        http=http_protocol(limits.header_s, limits.connections),
+        ws=WebSocketProtocol,
         lifespan="on",
         log_config=None,
         log_level="warning",
@@ -272,7 +284,6 @@ def make_server(app: Starlette, limits: Limits, tls_cert: str | None = None, tls
         ws_ping_timeout=60,  # a pong may queue behind audio that is not read yet
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=5,
-        limit_concurrency=4 * limits.sessions + 64,  # connections, also those that never say a word
         ssl_certfile=tls_cert,
         ssl_keyfile=tls_key,
     )
@@ -286,6 +297,38 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError) as e:
         raise ServerError(f"cannot listen on {host} port {port}: {getattr(e, 'strerror', None) or e}") from e
+
+
+def gather_keys(given: Sequence[str], path: str | None, environment: str) -> list[str]:
+    """Keys of the command line, of a file (one a line) and of the environment (separated by spaces).
+
+    Raises:
+        ServerError: the file cannot be read, or holds none.
+    """
+    keys = [*given, *environment.split()]
+    if path is not None:
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as e:
+            raise ServerError(f"cannot read --api-key-file {path}: {getattr(e, 'strerror', None) or e}") from e
+        found = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+        if not found:
+            raise ServerError(f"--api-key-file {path} holds no key; expected one a line")
+        keys += found
+    return keys
+
+
+def check_origins(origins: Sequence[str]) -> None:
+    """Raises ServerError where one is not what a browser would send."""
+    for origin in origins:
+        scheme, _, rest = origin.partition("://")
+        if scheme not in ("http", "https") or not rest or "/" in rest or "*" in rest:
+            raise ServerError(f"--allow-origin must be like https://example.org. Found: {origin}")
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_exposure(host: str, keys: Sequence[str], allow_public: bool) -> bool:
@@ -312,16 +355,27 @@ def run_server(args: argparse.Namespace) -> int:
     Raises:
         ServerError: the options do not go together, or the address cannot be had.
     """
-    is_loopback = check_exposure(args.host, args.api_key, args.allow_public)
+    keys = gather_keys(args.api_key, args.api_key_file, os.environ.get("STREAMER_API_KEY", ""))
+    is_loopback = check_exposure(args.host, keys, args.allow_public)
+    check_origins(args.allow_origin)
     if bool(args.tls_key) > bool(args.tls_cert):
         raise ServerError("--tls-key needs --tls-cert, the certificate that belongs to it")
-    if args.max_sessions < 1:
-        raise ServerError(f"--max-sessions must be at least 1. Found: {args.max_sessions}")
+    for name in ("max_sessions", "sessions_per_client"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ServerError(f"--{name.replace('_', '-')} must be at least 1. Found: {value}")
     listener = listen(args.host, args.port)
-    model = AcousticModel.load(args.model, args.device, args.dtype, args.threads)
-    limits = Limits(sessions=args.max_sessions)
-    access = Access(tuple(args.api_key), is_loopback)
-    app = create_app(Engine(model), Start(model=model.name, latency=args.latency), access, limits)
+    # The scheduler's thread alone computes: its operations share the cores, one after the other.
+    threads = args.threads or usable_cores()
+    names = dict.fromkeys(args.model)
+    engine, *others = [Engine(AcousticModel.load(name, args.device, args.dtype, threads)) for name in names]
+    limits = Limits(
+        sessions=args.max_sessions,
+        sessions_per_client=args.sessions_per_client,
+        connections=4 * args.max_sessions + 256,
+    )
+    access = Access(tuple(keys), is_loopback, tuple(args.allow_origin), tuple(args.allow_host))
+    app = create_app(engine, Start(model=engine.model.name, latency=args.latency), access, limits, others)
     server = make_server(app, limits, args.tls_cert, args.tls_key)
     try:
         server.config.load()
@@ -330,6 +384,7 @@ def run_server(args: argparse.Namespace) -> int:
     scheme = "https" if args.tls_cert else "http"
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    print(f"streamer: {model.name} at {scheme}://{shown}:{port} (Ctrl+C stops)", file=sys.stderr, flush=True)
+    models = ", ".join(names)
+    print(f"streamer: {models} at {scheme}://{shown}:{port} (Ctrl+C stops)", file=sys.stderr, flush=True)
     server.run(sockets=[listener])
     return 0 if server.started else 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from planted import PlantedModel
@@ -34,10 +34,14 @@ class Serving:
 
 @contextlib.asynccontextmanager
 async def serving(
-    access: Access | None = None, limits: Limits | None = None, model: PlantedModel | None = None
+    access: Access | None = None,
+    limits: Limits | None = None,
+    model: PlantedModel | None = None,
+    others: Sequence[PlantedModel] = (),
 ) -> AsyncIterator[Serving]:
     limits = limits or Limits()
-    app = create_app(Engine(model or PlantedModel()), access=access, limits=limits)  # type: ignore[arg-type]
+    engine, *more = [Engine(one) for one in (model or PlantedModel(), *others)]  # type: ignore[arg-type]
+    app = create_app(engine, access=access, limits=limits, others=more)
     listener = listen("127.0.0.1", 0)
     server = make_server(app, limits)
     task = asyncio.create_task(server._serve([listener]))

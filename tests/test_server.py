@@ -5,10 +5,14 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 import urllib.error
 import urllib.request
 from argparse import Namespace
 from collections.abc import Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +26,7 @@ from websockets.typing import Subprotocol
 from core.audio import Samples, encode_pcm16
 from streamer.auth import Access, choose_subprotocol
 from streamer.hub import Limits
-from streamer.server import ServerError, check_exposure, listen
+from streamer.server import ServerError, check_exposure, check_origins, gather_keys, listen
 from streamer.session import SessionLimits
 
 START = '{"type": "start"}'
@@ -322,6 +326,248 @@ def test_public_addresses_need_keys() -> None:
         check_exposure("127.0.0.1", [" "], False)
 
 
+def test_keys_come_from_three_places(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# of the kitchen\nk-3\n\n k-4 \n")
+    assert gather_keys(["k-1"], str(file), "k-2") == ["k-1", "k-2", "k-3", "k-4"]
+    assert gather_keys([], None, "") == []
+    file.write_text("# none\n")
+    with pytest.raises(ServerError, match="holds no key"):
+        gather_keys([], str(file), "")
+    with pytest.raises(ServerError, match="cannot read --api-key-file .*No such file"):
+        gather_keys([], str(tmp_path / "missing"), "")
+
+
+def test_origins_are_checked_before_the_server_starts() -> None:
+    check_origins(["https://example.org", "http://localhost:3000"])
+    for wrong in ("example.org", "https://example.org/", "*", "https://*.example.org", "ws://example.org"):
+        with pytest.raises(ServerError, match="must be like https://example.org"):
+            check_origins([wrong])
+
+
+async def raw(server: Serving, data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(data)
+    return reader, writer
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"GET / HTT", b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: 1\r\n", b"\x16\x03\x01"]
+)
+def test_a_request_that_does_not_come_to_its_end_is_cut(data: bytes) -> None:
+    async def test() -> None:
+        async with serving(limits=Limits(header_s=0.05)) as server:
+            reader, writer = await raw(server, data)
+            answer = await reader.read()
+            assert answer.startswith((b"HTTP/1.1 408", b"HTTP/1.1 400"))
+            writer.close()
+            # A second request on a connection that is kept open has no more time than the first.
+            reader, writer = await raw(server, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await reader.readuntil(b'{"status":"ok"}')).startswith(b"HTTP/1.1 200")
+            writer.write(b"GET /he")
+            assert (await reader.read()).startswith(b"HTTP/1.1 408")
+            writer.close()
+            assert await transcribe(server) == ["HELLO WORLD"]
+
+    run(test())
+
+
+def test_a_body_must_not_dribble() -> None:
+    async def test() -> None:
+        async with serving(limits=Limits(header_s=0.05)) as server:
+            head = b"POST /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nabc"
+            reader, writer = await raw(server, head)
+            await reader.read()
+            writer.close()
+            assert not server.server.server_state.connections
+
+    run(test())
+
+
+def test_connections_are_bounded() -> None:
+    async def test() -> None:
+        async with serving(limits=Limits(connections=3)) as server:
+            silent = [await raw(server, b"GET") for _ in range(3)]
+            reader, writer = await raw(server, b"")
+            assert (await reader.read()).startswith(b"HTTP/1.1 503")
+            writer.close()
+            for _, one in silent:
+                one.close()
+            async with asyncio.timeout(20):
+                while server.server.server_state.connections:
+                    await asyncio.sleep(0)
+            assert await transcribe(server) == ["HELLO WORLD"]
+
+    run(test())
+
+
+UPGRADE = b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+KEY = b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+
+
+def test_a_handshake_is_no_way_around_the_checks() -> None:
+    async def test() -> None:
+        async with serving(Access(keys=("k",)), limits=Limits(header_s=0.05)) as server:
+            reader, writer = await raw(server, UPGRADE)
+            assert (await reader.read()).startswith(b"HTTP/1.1 408")
+            writer.close()
+            for rest, status in ((b"\r\n", b"400"), (KEY, b"401")):
+                reader, writer = await raw(server, UPGRADE + rest)
+                assert (await reader.read()).startswith(b"HTTP/1.1 " + status)
+                writer.close()
+            reader, writer = await raw(server, b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + bytes([65]) * 100_000)
+            assert (await reader.read()).startswith(b"HTTP/1.1 400")
+            writer.close()
+
+    run(test())
+
+
+def frame(opcode: int, payload: bytes, fin: bool = True) -> bytes:
+    """A masked frame of a client."""
+    assert len(payload) < 126
+    return bytes([(fin << 7) | opcode, 0x80 | len(payload), 0, 0, 0, 0]) + payload
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (frame(1, b"\xff\xfe"), 1007),  # no UTF-8
+        (frame(2, b"", fin=False) + 5000 * frame(0, b"", fin=False), 1009),  # a message of endless frames
+        (frame(3, b""), 1002),
+        (b"\x82\x01a", 1002),  # not masked
+    ],
+)
+def test_frames_that_are_none(data: bytes, code: int, caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            reader, writer = await raw(server, UPGRADE.replace(b"stream", b"stream?latency=low") + KEY)
+            await reader.readuntil(b'"type": "ready"')
+            writer.write(data)
+            assert code.to_bytes(2, "big") in await reader.read()
+            writer.close()
+            assert await transcribe(server) == ["HELLO WORLD"]
+
+    run(test())
+
+
+def test_audio_faster_than_the_pace_is_held_back_and_not_lost() -> None:
+    async def test() -> None:
+        async with serving(limits=Limits(speed=2.5, messages_per_s=1e9)) as server:
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            texts = await transcribe(server, SPEECH[:-160] * 11)
+            assert len(SPEECH) * 11 / 32000 > 25 + 2.5
+            assert " ".join(texts).split().count("HELLO") == 11
+            assert loop.time() - began > 0.5
+        async with serving(limits=Limits(messages_per_s=10.0)) as server, connect(server.url) as connection:
+            await connection.send(START)
+            began = loop.time()
+            for _ in range(105):
+                await connection.send('{"type": "flush"}')
+            await connection.send('{"type": "end"}')
+            assert [m["type"] for m in await messages(connection)].count("flushed") == 105
+            assert loop.time() - began > 0.4
+
+    run(test())
+
+
+def test_models_by_name() -> None:
+    async def test() -> None:
+        second = PlantedModel(name="second")
+        async with serving(others=[second]) as server:
+            for start, model in (({}, "planted"), ({"model": "second"}, "second"), ({"model": "planted"}, "planted")):
+                async with connect(server.url) as connection:
+                    await connection.send(json.dumps({"type": "start", **start}))
+                    assert json.loads(await connection.recv())["model"] == model
+                    await connection.send(SPEECH)
+                    await connection.send('{"type": "end"}')
+                    assert "HELLO WORLD" in str(await messages(connection))
+            n = len(second.lengths)
+            assert n > 5
+            async with connect(f"{server.url}?model=third") as connection:
+                (error,) = await messages(connection)
+                assert error["message"] == "model must be one of planted, second. Found: 'third'"
+            http = server.url.replace("ws", "http").replace("/v1/stream", "")
+            assert json.loads((await get(f"{http}/ready"))[1])["models"] == ["planted", "second"]
+
+    run(test())
+
+
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+def test_two_channels_apart_and_mixed(rate: int) -> None:
+    left, right = plant("LEFT~~~"), plant("~~RIGHT~")
+    n = max(len(left), len(right))
+    sides = [np.pad(side, (0, n - len(side))) for side in (left, right)]
+    both = np.stack(sides, 1)
+    if rate == 48_000:  # the planted words do not live through a resampler: only the shape of the answer is looked at
+        both = np.repeat(both, 3, 0)
+
+    async def test() -> None:
+        async with serving() as server:
+            finals = {}
+            for split in ("true", "false"):
+                async with connect(f"{server.url}?channels=2&split={split}&sample_rate={rate}") as connection:
+                    await connection.send(encode_pcm16(both.reshape(-1))[:20_001])
+                    await connection.send(encode_pcm16(both.reshape(-1))[20_001:])
+                    await connection.send('{"type": "flush"}')
+                    await connection.send('{"type": "end"}')
+                    answers = await messages(connection)
+                kinds = [m["type"] for m in answers if m["type"] in ("flushed", "end")]
+                assert kinds == ["flushed", "end"]
+                assert answers[0]["split"] == (split == "true")
+                assert answers[-1]["audio_s"] == round(n / 16_000, 6)
+                finals[split] = {(m.get("channel"), m["text"]) for m in answers if m["type"] == "final"}
+            if rate == 16_000:
+                assert finals["true"] == {(0, "LEFT"), (1, "RIGHT")}
+            assert all(channel is None for channel, _ in finals["false"])
+            async with connect(f"{server.url}?split=true") as connection:
+                (error,) = await messages(connection)
+                assert error["message"] == "split needs channels: 2. Found: 1"
+
+    run(test())
+
+
+def test_log_lines_of_both_formats(capsys: pytest.CaptureFixture[str]) -> None:
+    program = (
+        "import logging, sys; from streamer.log import log_to_stderr; log_to_stderr(sys.argv[1], 'info')\n"
+        "logging.getLogger('a').info('b %d', 1, extra={'session': 'x'})\n"
+        "try: 1/0\nexcept ZeroDivisionError: logging.getLogger('a').exception('broke')"
+    )
+
+    def lines(format: str) -> list[str]:
+        command = [sys.executable, "-c", program, format]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines()
+
+    first, second = map(json.loads, lines("json"))
+    assert {"level": "info", "logger": "a", "message": "b 1", "session": "x"}.items() <= first.items()
+    assert first["time"].endswith("+00:00")
+    assert "ZeroDivisionError" in second["exception"]
+    assert lines("text")[:2] == ["streamer: info: b 1", "streamer: error: broke"]
+
+
+def test_a_server_at_its_limit_says_when_to_come_back() -> None:
+    class Slow(PlantedModel):
+        def emit(self, windows: Sequence[Samples]) -> list[np.ndarray]:
+            time.sleep(0.3 * len(windows))
+            return super().emit(windows)
+
+    async def test() -> None:
+        async with serving(model=Slow()) as server, connect(server.url) as first:
+            await first.send(START)
+            await first.recv()
+            with pytest.raises(InvalidStatus) as caught:
+                await connect(f"{server.url}?sample_rate=8000")
+            response = caught.value.response
+            assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+            async with connect(server.url) as second:
+                await second.send(START)
+                (error,) = await messages(second)
+                assert (error["code"], error["retry_after_s"], second.close_code) == ("busy", 5, 1013)
+                assert "would make the others late" in error["message"]
+
+    run(test())
+
+
 def test_a_port_that_is_taken() -> None:
     with listen("127.0.0.1", 0) as listener, pytest.raises(ServerError, match="cannot listen on 127.0.0.1"):
         listen("127.0.0.1", listener.getsockname()[1])
@@ -356,7 +602,8 @@ def test_sigterm_drains_and_returns_zero(monkeypatch: pytest.MonkeyPatch, capsys
     thread = threading.Thread(target=lambda: asyncio.run(asyncio.wait_for(client(), 20)))
     thread.start()
     args = {"host": "127.0.0.1", "port": port, "api_key": [], "tls_cert": None, "tls_key": None, "max_sessions": 4}
-    args |= {"allow_public": False, "model": "x", "device": "cpu", "dtype": "auto", "threads": None}
+    args |= {"allow_public": False, "model": ["x"], "device": "cpu", "dtype": "auto", "threads": None}
+    args |= {"api_key_file": None, "allow_origin": [], "allow_host": [], "sessions_per_client": None}
     assert module.run_server(Namespace(**args, latency="balanced")) == 0
     thread.join()
     (all_of_it,) = results

@@ -131,7 +131,8 @@ def perplexity(distribution: Tensor, mask: Tensor | None) -> Tensor:
     """exp of the entropy of the mean over frames of (batch, frame, group, code), summed over groups."""
     frames = distribution.flatten(0, 1) if mask is None else distribution[mask]
     mean = frames.sum(0) / max(1, len(frames))  # (group, code)
-    return torch.exp(-torch.xlogy(mean, mean).sum(-1)).sum()
+    # A probability that underflows to 0 would make the gradient of p log p not a number.
+    return torch.exp(-(mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum(-1)).sum()
 
 
 def contrastive_loss(

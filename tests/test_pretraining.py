@@ -216,6 +216,14 @@ def test_perplexity_counts_the_codes_in_use() -> None:
     assert float(perplexity(used[1:].expand(1, 4, 3, 8), None)) == pytest.approx(3)  # one code in each of three groups
 
 
+def test_codes_out_of_all_use_leave_gradients_finite() -> None:
+    """Logits so far apart that probabilities underflow: there the gradient of transformers is not a number."""
+    logits = torch.tensor([[[[0.0, 500.0, -500.0]]]], requires_grad=True)
+    used = perplexity(logits.softmax(-1), None)
+    used.backward()
+    assert used.item() == 1 and logits.grad is not None and logits.grad.isfinite().all()
+
+
 def test_the_quantizer_gives_whole_codevectors_and_learns_from_them() -> None:
     torch.manual_seed(0)
     quantizer = GumbelVectorQuantizer(TINY).train()

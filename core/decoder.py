@@ -5,6 +5,7 @@ Repeats are collapsed on raw ids first and blanks dropped afterwards, so double 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +44,10 @@ class WordSpan:
     end_frame: int
     confidence: float  # geometric mean of its letters' probabilities, in [0, 1]
     is_closed: bool  # a delimiter has followed, so no letter can be added
+
+
+# (n_frames, n_vocab) raw frames and the stream's frame of row 0, to words.
+Decode = Callable[[LogProbs, int], list[WordSpan]]
 
 
 def decode_greedy(log_probs: LogProbs, start_frame: int, alphabet: Alphabet) -> list[WordSpan]:

@@ -17,19 +17,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.acoustic import AcousticModel
 from core.audio import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, Samples, check_samples, n_frames, n_samples_for, to_seconds
-from core.decoder import WordSpan, decode_greedy
+from core.decoder import Decode, WordSpan, decode_greedy
 from core.endpoint import EndpointConfig, find_endpoint
 from core.ring_buffer import RingBuffer
 from core.stitcher import MARGIN, Emission, LogProbs, StitchedFrames, empty, stitch
 from core.transcript import Event, Gap, Transcript, Word, make_transcript
 
 LATENCIES = ("low", "balanced", "accurate")
+SETTLE = 250  # stable frames that are decoded again at each step
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +122,18 @@ class Statistics:
         return np.asarray((samples - mean) / np.sqrt(variance + 1e-7), np.float32)
 
 
+def no_words(log_probs: LogProbs, start_frame: int) -> list[WordSpan]:
+    """The decoder of a stream that no engine has made."""
+    return []
+
+
 class Stream:
     """All that one stream remembers. Push samples, step the engine, read its events."""
 
-    def __init__(self, config: StreamConfig, n_vocab: int, normalises: bool = False) -> None:
+    def __init__(self, config: StreamConfig, n_vocab: int, normalises: bool = False, decode: Decode = no_words) -> None:
         self.config = config
+        self.decode = decode
+        self.shows_partials = True  # False saves decoding them, where no word could be committed by one
         segment = config.endpoint.max_length + config.window + config.context
         self.buffer = RingBuffer(n_samples_for(segment + config.context + config.backlog))
         self.frames = empty(0, n_vocab)  # of the running segment, up to the last step that could end it
@@ -136,6 +145,8 @@ class Stream:
         self.barriers: deque[int] = deque()  # sample positions of flushes that wait
         self.pending: Pass | None = None  # the final pass of a segment that has ended
         self.committed: tuple[WordSpan, ...] = ()
+        self.settled: tuple[WordSpan, ...] = ()  # of the frames before `settled_frame`, which partials decode no more
+        self.settled_frame = 0
         self.last_partial: tuple[str, int] = ("", 0)
         self.is_finished = False
         self.statistics = Statistics() if normalises else None
@@ -226,7 +237,7 @@ class Stream:
 class Engine:
     """Runs ready streams in batches on one model. Holds no stream's state."""
 
-    def __init__(self, model: AcousticModel) -> None:
+    def __init__(self, model: AcousticModel, decode: Decode | None = None) -> None:
         if (model.hop, model.receptive_field) != (HOP, RECEPTIVE_FIELD):
             raise ValueError(
                 f"Expected a model with a hop of {HOP} and a receptive field of {RECEPTIVE_FIELD} samples. "
@@ -235,10 +246,13 @@ class Engine:
         self.model = model
         self.alphabet = model.alphabet
         self.is_letter = self.alphabet.is_letter()
+        self.decode: Decode = decode or partial(decode_greedy, alphabet=self.alphabet)
 
-    def new_stream(self, config: StreamConfig | None = None) -> Stream:
+    def new_stream(self, config: StreamConfig | None = None, decode: Decode | None = None) -> Stream:
+        """A stream; `decode` instead of the engine's way from frames to words, for its own hot words say."""
         n_vocab = len(self.alphabet.tokens)
-        return Stream(config or StreamConfig.preset("balanced"), n_vocab, self.model.tokenizer.do_normalize)
+        config = config or StreamConfig.preset("balanced")
+        return Stream(config, n_vocab, self.model.tokenizer.do_normalize, decode or self.decode)
 
     def step(self, streams: Sequence[Stream]) -> list[list[Event]]:
         """Runs one window of every stream that is ready, as one batch.
@@ -311,8 +325,11 @@ class Engine:
         return np.asarray(np.square(samples.astype(np.float64)).reshape(-1, HOP).mean(1))
 
     def partial(self, stream: Stream) -> list[Event]:
+        if not stream.shows_partials and stream.config.commit_after >= stream.config.endpoint.max_length:
+            return []
         frames = stream.shown
-        spans = decode_greedy(frames.log_probs, frames.start_frame, self.alphabet)
+        self.settle(stream)
+        spans = [*stream.settled, *stream.decode(frames.since(stream.settled_frame).log_probs, stream.settled_frame)]
         settled = frames.stable_frame - stream.config.commit_after
         n = len(stream.committed)
         words = list(stream.committed) + after(spans, stream.committed)
@@ -325,6 +342,19 @@ class Engine:
         stream.last_partial = (text, n)
         return [transcript(stream, words, n, frames.end_frame, is_final=False)]
 
+    def settle(self, stream: Stream) -> None:
+        """Decodes long stable stretches once, up to the surest delimiter of their first half."""
+        frames = stream.frames
+        first = stream.settled_frame - frames.start_frame
+        if frames.n_stable - first <= SETTLE:
+            return
+        ends = frames.log_probs[first : first + SETTLE // 2, self.alphabet.delimiter]
+        n = 1 + int(ends.argmax())
+        if ends[n - 1] > np.log(0.5):
+            rows = frames.log_probs[first : first + n]
+            stream.settled = (*stream.settled, *stream.decode(rows, stream.settled_frame))
+            stream.settled_frame += n
+
     def finalize(self, stream: Stream, task: Pass, log_probs: LogProbs) -> list[Event]:
         """Ends the segment with the words of its final pass, and begins the next."""
         assert task.cut is not None
@@ -333,7 +363,7 @@ class Engine:
             stream.barriers.popleft()
         first = stream.frames.start_frame
         rows = Emission(log_probs, task.start_sample // HOP).since(first).log_probs[: task.cut - first]
-        spans = decode_greedy(rows, first, self.alphabet)
+        spans = stream.decode(rows, first)
         words = keep_committed(spans, stream.committed)
         events: list[Event] = []
         if words:
@@ -351,7 +381,8 @@ class Engine:
         n = frames.n_stable + config.hop + config.right
         stream.frames = stream.shown = replace(frames, log_probs=frames.log_probs[:n])
         stream.target = stream.frames.stable_frame + config.hop
-        stream.committed = ()
+        stream.committed = stream.settled = ()
+        stream.settled_frame = frame
         stream.last_partial = ("", 0)
 
     def release(self, stream: Stream) -> None:
@@ -360,13 +391,16 @@ class Engine:
         first = min(frames.start_frame - config.context, frames.stable_frame - config.left)
         stream.buffer.release(HOP * max(0, first))
 
-    def transcribe_offline(self, samples: Samples, config: StreamConfig | None = None) -> list[Transcript]:
+    def transcribe_offline(
+        self, samples: Samples, config: StreamConfig | None = None, decode: Decode | None = None
+    ) -> list[Transcript]:
         """The words of whole `samples` without streaming: what streaming is measured against.
 
         One pass over the recording tells where segments end, by the rules of a stream; each segment is then
         run once, with context on both sides, unless the recording is a single one.
         """
-        stream = self.new_stream(replace(config or StreamConfig.preset("balanced"), commit_after=10**9))
+        stream = self.new_stream(replace(config or StreamConfig.preset("balanced"), commit_after=10**9), decode)
+        stream.shows_partials = False
         rows = self.emit_long(samples, stream)
         finals: list[Transcript] = []
         for start in range(0, max(1, len(samples)), SAMPLE_RATE):

@@ -1,0 +1,228 @@
+"""Beam search over CTC frames, with an n-gram language model and hot words (the `lm` extra: ctc-beam-decoder).
+
+A checkpoint may bring its language model as hub checkpoints do, in a folder `language_model`: an ARPA or KenLM file,
+`attrs.json` with the weights, and `unigrams.txt` with the words (an ARPA file holds them itself).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.aligner import align_words
+from core.decoder import Alphabet, WordSpan
+from core.stitcher import LogProbs
+
+FOLDER = "language_model"
+ARPA = (".arpa", ".arpa.gz")
+FILES = (*ARPA, ".bin", ".binary", ".klm", ".kenlm")
+WIDTH = 50  # hypotheses kept
+LEAST_TOKEN = -6.0  # log-probability below which a token is not tried
+HOTWORD_WEIGHT = 8.0  # natural logarithm
+
+
+class LanguageModelError(ValueError):
+    """The language model cannot be used; the message is for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModel:
+    """A file and how much its word counts for. The score of a text is acoustic + `alpha` * model + `beta` a word."""
+
+    path: Path
+    words: tuple[str, ...] | None = None  # None: not known, so that any spelling is as good as a word
+    alpha: float = 0.6
+    beta: float = 1.5
+    unknown: float = -10.0  # for a word that the model does not have
+    score_boundary: bool = True  # whether sentence ends are scored
+
+    @classmethod
+    def load(cls, path: str | Path) -> LanguageModel:
+        """A file, or a folder that holds one.
+
+        Raises:
+            LanguageModelError: there is none, or its settings cannot be read.
+        """
+        path = Path(path)
+        if path.is_dir():
+            files = [file for file in sorted(path.iterdir()) if file.name.endswith(FILES)]
+            if len(files) != 1:
+                raise LanguageModelError(f"Expected one file of {', '.join(FILES)} in {path}. Found: {len(files)}")
+            return cls(files[0], read_words(files[0]), **read_attributes(path / "attrs.json"))
+        if not path.is_file():
+            raise LanguageModelError(f"Expected an ARPA or KenLM file. Found: no file {path}")
+        if not path.name.endswith(FILES):
+            raise LanguageModelError(f"Expected a file of {', '.join(FILES)}. Found: {path}")
+        return cls(path, read_words(path))
+
+    @classmethod
+    def of_checkpoint(cls, directory: Path) -> LanguageModel | None:
+        """The one that comes with a checkpoint; None where it has none."""
+        return cls.load(directory / FOLDER) if (directory / FOLDER).is_dir() else None
+
+
+def read_attributes(path: Path) -> dict[str, Any]:
+    """The settings in the names of this module; what is not given keeps its default."""
+    if not path.is_file():
+        return {}
+    names = {"alpha": "alpha", "beta": "beta", "unk_score_offset": "unknown", "score_boundary": "score_boundary"}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {ours: found[theirs] for theirs, ours in names.items() if theirs in found}
+    except (ValueError, TypeError) as e:
+        raise LanguageModelError(f"Expected a JSON object in {path}. Found: {e}") from e
+
+
+def read_words(path: Path) -> tuple[str, ...] | None:
+    """The words of an ARPA file, or of `unigrams.txt` beside a compiled one."""
+    if not path.name.endswith(ARPA):
+        listed = path.with_name("unigrams.txt")
+        return tuple(listed.read_text(encoding="utf-8").split()) if listed.is_file() else None
+    words = []
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            while (line := file.readline()) and line.strip() != "\\1-grams:":
+                pass
+            while (line := file.readline()) and not line.startswith("\\"):
+                fields = line.split("\t")
+                if len(fields) >= 2:
+                    words.append(fields[1].strip())
+    except (OSError, UnicodeDecodeError) as e:
+        raise LanguageModelError(f"Expected an ARPA file. Found in {path}: {e}") from e
+    if not words:
+        raise LanguageModelError(f"Expected an ARPA file. Found no words in {path}")
+    return tuple(word for word in words if word not in ("<s>", "</s>", "<unk>"))
+
+
+def parse_hotwords(lines: Sequence[str]) -> dict[str, float]:
+    """Words or phrases and their weights: `word` or `word:weight` a line, `#` begins a comment.
+
+    Raises:
+        ValueError: a weight is not a number.
+    """
+    hotwords: dict[str, float] = {}
+    for number, line in enumerate(lines, 1):
+        text, _, weight = line.split("#")[0].strip().partition(":")
+        if not text.strip():
+            continue
+        try:
+            hotwords[" ".join(text.split())] = float(weight) if weight.strip() else HOTWORD_WEIGHT
+        except ValueError as e:
+            raise ValueError(f"Expected word or word:weight in line {number}. Found: {line.strip()!r}") from e
+    return hotwords
+
+
+@dataclass(frozen=True)
+class BeamDecoder:
+    """The likeliest words of frames, instead of those of the likeliest frames. Holds no stream's state.
+
+    Args:
+        hotwords: natural logarithms by which a word or phrase becomes likelier.
+
+    Raises:
+        LanguageModelError: the library is not installed, or cannot read the model.
+        ValueError: a hot word has letters that the model cannot write.
+    """
+
+    alphabet: Alphabet
+    language_model: LanguageModel | None = None
+    hotwords: Mapping[str, float] = field(default_factory=dict)
+    width: int = WIDTH
+    engine: Any = None
+
+    def __post_init__(self) -> None:
+        if self.alphabet.delimiter == self.alphabet.blank:
+            raise LanguageModelError("Expected a model with a word delimiter. Found: a vocabulary without one")
+        letters = set("".join(self.alphabet.tokens))
+        spelled = {self.spell(word): weight for word, weight in self.hotwords.items()}
+        for word in spelled:
+            if wrong := set(word) - letters - {" "}:
+                raise ValueError(f"Expected hot words in the model's letters. Found {sorted(wrong)} in {word!r}")
+        object.__setattr__(self, "hotwords", spelled)
+        if self.engine is None:
+            object.__setattr__(self, "engine", build(self.alphabet, self.language_model))
+
+    def with_hotwords(self, hotwords: Mapping[str, float]) -> BeamDecoder:
+        """The same language model for another stream."""
+        return BeamDecoder(self.alphabet, self.language_model, hotwords, self.width, self.engine)
+
+    def spell(self, word: str) -> str:
+        """In the case of the model's letters."""
+        tokens = self.alphabet.tokens
+        return word.upper() if "E" in tokens and "e" not in tokens else word.lower() if "E" not in tokens else word
+
+    def __call__(self, log_probs: LogProbs, start_frame: int) -> list[WordSpan]:
+        """The words of (n_frames, n_vocab) rows, the first of which is the stream's frame `start_frame`."""
+        if not len(log_probs):
+            return []
+        rows = np.array(log_probs, np.float32)
+        rows[:, list(self.alphabet.special)] = -1e4
+        weight = max(self.hotwords.values(), default=0.0)
+        beams = self.engine.decode_beams(
+            rows,
+            beam_width=self.width,
+            token_min_logp=LEAST_TOKEN,
+            prune_history=not self.hotwords,
+            hotwords=list(self.hotwords),
+            hotword_weight=weight,
+        )
+        # The library knows one weight: what it gave too much to lesser words is taken back here.
+        texts = [(beam[4] - self.excess(beam[0], weight), beam[0]) for beam in beams]
+        text = max(texts)[1] if texts else ""
+        return align_words(rows, start_frame, text, self.alphabet)
+
+    def excess(self, text: str, weight: float) -> float:
+        padded = f" {text} "
+        return sum((weight - own) * padded.count(f" {word} ") for word, own in self.hotwords.items() if own != weight)
+
+
+def build(alphabet: Alphabet, language_model: LanguageModel | None) -> Any:
+    """The library's decoder."""
+    try:
+        from ctc_beam_decoder import build_ctcdecoder
+    except (ImportError, OSError) as e:
+        raise LanguageModelError(
+            f"a language model or hot words need ctc-beam-decoder, which is not there ({e}): pip install 'streamer[lm]'"
+        ) from e
+    labels = ["" if i == alphabet.blank else token for i, token in enumerate(alphabet.tokens)]
+    for i in alphabet.special:
+        labels[i] = chr(0xE000 + i)  # never chosen; the library wants single letters
+    labels[alphabet.delimiter] = " "
+    if language_model is None:
+        return build_ctcdecoder(labels)
+    try:
+        with quiet():
+            return build_ctcdecoder(
+                labels,
+                str(language_model.path),
+                language_model.words,
+                language_model.alpha,
+                language_model.beta,
+                language_model.unknown,
+                language_model.score_boundary,
+            )
+    except (ValueError, RuntimeError) as e:
+        raise LanguageModelError(f"cannot use the language model {language_model.path}: {e}") from e
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """KenLM draws a progress bar on the process's standard error."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

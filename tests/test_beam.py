@@ -1,0 +1,134 @@
+"""Beam search on made frames: what the language model and hot words change, and what they must leave alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from planted import ALPHABET, TOKENS, PlantedModel, plant
+
+from core.beam import FOLDER, BeamDecoder, LanguageModel, LanguageModelError, parse_hotwords
+from core.decoder import decode_greedy
+from core.engine import Engine, StreamConfig
+from core.training.ngram import count_grams, estimate, write_arpa
+
+TEXT = ["THE CAT SAT ON THE MAT", "THE DOG SAT", "A CAT AND A DOG", "WE SEE THE SEA", "THE SEA IS WIDE"] * 3
+
+
+def frames(text: str, doubts: dict[int, str] | None = None, sure: float = 0.55) -> np.ndarray:
+    """Rows that spell `text`, two frames a letter; `doubts`: at a letter's place another, nearly as likely."""
+    rows = []
+    for place, letter in enumerate(text):
+        row = np.full(len(TOKENS), 0.001)
+        row[TOKENS.index("|" if letter == " " else letter)] = 0.95
+        if doubts and place in doubts:
+            row[TOKENS.index(letter)] = sure
+            row[TOKENS.index(doubts[place])] = 0.95 - sure
+        blank = np.full(len(TOKENS), 0.001)
+        blank[0] = 0.95
+        rows += [row, blank]
+    probs = np.array(rows)
+    return np.log(probs / probs.sum(1, keepdims=True)).astype(np.float32)
+
+
+def said(decoder: BeamDecoder, rows: np.ndarray) -> str:
+    return " ".join(word.text for word in decoder(rows, 0))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("lm") / FOLDER
+    directory.mkdir()
+    write_arpa(estimate(count_grams(TEXT, 2)), directory / "2gram.arpa.gz")
+    (directory / "attrs.json").write_text(json.dumps({"alpha": 0.7, "beta": 1.0, "unk_score_offset": -5.0}))
+    return directory
+
+
+def test_without_a_model_sure_frames_read_as_greedy_does() -> None:
+    rows = frames("BOOKKEEPER SEES LLAMAS")
+    words, greedy = BeamDecoder(ALPHABET)(rows, 7), decode_greedy(rows, 7, ALPHABET)
+    assert [(w.text, w.start_frame, w.confidence) for w in words] == [
+        (w.text, w.start_frame, w.confidence) for w in greedy
+    ]
+    assert BeamDecoder(ALPHABET)(rows[:0], 0) == []
+
+
+def test_the_language_model_puts_a_misheard_letter_right(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = frames("THE CAT SET ON THE MAT", {9: "A"})
+    decoder = BeamDecoder(ALPHABET, LanguageModel.load(folder))
+    assert said(BeamDecoder(ALPHABET), rows) == "THE CAT SET ON THE MAT"
+    assert said(decoder, rows) == "THE CAT SAT ON THE MAT"
+    assert capfd.readouterr().err == ""  # KenLM would draw a progress bar
+
+
+def test_settings_come_from_attrs_and_words_from_the_arpa(folder: Path) -> None:
+    model = LanguageModel.of_checkpoint(folder.parent)
+    assert model is not None
+    assert (model.alpha, model.beta, model.unknown, model.score_boundary) == (0.7, 1.0, -5.0, True)
+    assert model.words is not None and set(model.words) == set(" ".join(TEXT).split())
+    assert LanguageModel.of_checkpoint(folder) is None
+
+
+def test_hot_words_lift_the_rare_and_leave_the_rest(folder: Path) -> None:
+    model = LanguageModel.load(folder)
+    doubtful = frames("SEE THE OTTER", {8: "U"}, sure=0.3)  # the greedy path reads UTTER
+    plain = BeamDecoder(ALPHABET, model)
+    hot = plain.with_hotwords({"otter": 8.0})
+    assert said(plain, doubtful) != "SEE THE OTTER"
+    assert said(hot, doubtful) == "SEE THE OTTER"
+    other = frames("THE CAT SAT ON THE MAT")
+    assert said(hot, other) == said(plain, other) == "THE CAT SAT ON THE MAT"
+    assert hot.engine is plain.engine
+
+
+def test_each_hot_word_has_its_own_weight() -> None:
+    rows = frames("KATE", {0: "C"}, sure=0.3)  # CATE is likelier
+    assert said(BeamDecoder(ALPHABET, hotwords={"KATE": 6.0, "CATE": 0.5}), rows) == "KATE"
+    assert said(BeamDecoder(ALPHABET, hotwords={"KATE": 0.5, "CATE": 6.0}), rows) == "CATE"
+
+
+def test_finals_of_a_stream_are_those_of_one_pass(folder: Path) -> None:
+    decoder = BeamDecoder(ALPHABET, LanguageModel.load(folder))
+    engine = Engine(PlantedModel(), decoder)  # type: ignore[arg-type]
+    samples = plant("THE CAT SAT ON THE MAT AND THE DOG SAT ON THE CAT ~~WE SEE THE SEA", gap=9)
+    stream = engine.new_stream(StreamConfig.preset("low"))
+    events = []
+    for start in range(0, len(samples), 5000):
+        stream.push(samples[start : start + 5000])
+        events += engine.drain(stream)
+    stream.finish()
+    events += engine.drain(stream)
+    finals = [event.text for event in events if event.is_final]
+    assert finals == ["THE CAT SAT ON THE MAT AND THE DOG SAT ON THE CAT", "WE SEE THE SEA"]
+    assert finals == [event.text for event in engine.transcribe_offline(samples)]
+    # Long stretches are decoded once: what a partial shows of them stays.
+    partials = [event.text for event in events if not event.is_final and event.segment == 0]
+    assert len(partials[-1].split()) >= 12 and finals[0].startswith(partials[-1])
+
+
+def test_hot_word_files() -> None:
+    lines = ["# names", "Okafor", "Siobhan:3.5  # a friend", "", "New York : 5"]
+    assert parse_hotwords(lines) == {"Okafor": 8.0, "Siobhan": 3.5, "New York": 5.0}
+    with pytest.raises(ValueError, match="line 2.*'b:much'"):
+        parse_hotwords(["a", "b:much"])
+    with pytest.raises(ValueError, match="7"):
+        BeamDecoder(ALPHABET, hotwords={"7UP": 1.0})
+
+
+@pytest.mark.parametrize("content", ["", "nothing of the kind\n", "\\data\\\nngram 1=1\n"])
+def test_what_is_no_language_model_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "x.arpa"
+    path.write_text(content)
+    with pytest.raises(LanguageModelError, match=r"x\.arpa"):
+        LanguageModel.load(path)
+    for wrong in (tmp_path, tmp_path / "none.arpa"):
+        if wrong == tmp_path:
+            path.unlink()
+        with pytest.raises(LanguageModelError, match=str(wrong)):
+            LanguageModel.load(wrong)
+    compiled = tmp_path / "x.bin"
+    compiled.write_bytes(b"not KenLM")
+    with pytest.raises(LanguageModelError, match=r"x\.bin"):
+        BeamDecoder(ALPHABET, LanguageModel.load(compiled))

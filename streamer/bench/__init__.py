@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str]) -> int:
     """Runs `streamer bench ARGUMENTS`; returns its exit code."""
-    from streamer.bench import speed, stitch, wer
+    from streamer.bench import capacity, speed, stitch, wer
     from streamer.cli import Parser, add_model_options
 
     parser = Parser("streamer bench", description="Measure accuracy, speed and memory.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="wer|speed|stitch")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="wer|speed|capacity|stitch")
     accuracy = commands.add_parser("wer", help="word error rate, processor time and memory on sets with transcripts")
     wer.add_arguments(accuracy)
     add_model_options(accuracy)
@@ -21,10 +21,15 @@ def main(arguments: Sequence[str]) -> int:
     seams = commands.add_parser("stitch", help="ways of joining windows, against one pass of the same model")
     stitch.add_arguments(seams)
     add_model_options(seams)
+    crowd = commands.add_parser("capacity", help="how many sessions one server holds in real time")
+    capacity.add_arguments(crowd)
+    add_model_options(crowd)
     args = parser.parse_args(arguments)
     match args.command:
         case "wer":
             return wer.run(args, accuracy)
+        case "capacity":
+            return capacity.run(args)
         case "stitch":
             return stitch.run(args, seams)
     return speed.run(args)

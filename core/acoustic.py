@@ -61,7 +61,9 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 class AcousticModel:
     """A CTC model with its tokenizer, on one device."""
 
-    def __init__(self, model: Wav2Vec2ForCTC, tokenizer: Wav2Vec2Tokenizer, name: str = "") -> None:
+    def __init__(
+        self, model: Wav2Vec2ForCTC, tokenizer: Wav2Vec2Tokenizer, name: str = "", directory: Path | None = None
+    ) -> None:
         config = model.config
         if tokenizer.vocab_size > config.vocab_size:
             raise ValueError(f"The vocabulary has {tokenizer.vocab_size} tokens, the model {config.vocab_size}")
@@ -69,6 +71,7 @@ class AcousticModel:
         self.config = config
         self.tokenizer = tokenizer
         self.name = name
+        self.directory = directory  # of the checkpoint, where it came from one
         self.hop = config.hop
         self.receptive_field = config.receptive_field
         self.alphabet = alphabet_of(tokenizer, config.vocab_size)
@@ -101,7 +104,7 @@ class AcousticModel:
         if tokenizer.sampling_rate != 16_000:
             raise ValueError(f"Expected a model for 16000 Hz. Found: {tokenizer.sampling_rate} Hz in {name_or_dir}")
         model = load_model(Wav2Vec2ForCTC, directory).to(chosen, kind)
-        return cls(model, tokenizer, str(name_or_dir))
+        return cls(model, tokenizer, str(name_or_dir), directory)
 
     def emit(self, windows: Sequence[Samples]) -> list[LogProbs]:
         """(n_frames, n_vocab) float32 log-probabilities of each window, in order.

@@ -7,19 +7,22 @@ A checkpoint may bring its language model as hub checkpoints do, in a folder `la
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from core.acoustic import AcousticModel
 from core.aligner import align_words
-from core.decoder import Alphabet, WordSpan
+from core.decoder import Alphabet, Decode, WordSpan, decode_greedy
 from core.stitcher import LogProbs
 
 FOLDER = "language_model"
@@ -183,6 +186,32 @@ class BeamDecoder:
     def excess(self, text: str, weight: float) -> float:
         padded = f" {text} "
         return sum((weight - own) * padded.count(f" {word} ") for word, own in self.hotwords.items() if own != weight)
+
+
+def make_decoder(model: AcousticModel, lm: str | Path = "auto", hotwords: Mapping[str, float] | None = None) -> Decode:
+    """From frames to words for this model.
+
+    Args:
+        lm: a file or folder; `auto` is the checkpoint's own where there is one and the library is installed; `none`
+            is the best path.
+        hotwords: see `parse_hotwords`.
+
+    Raises:
+        LanguageModelError: what was asked for cannot be had.
+    """
+    language_model = None
+    if lm == "auto":
+        if model.directory is not None and is_installed():
+            language_model = LanguageModel.of_checkpoint(model.directory)
+    elif lm != "none":
+        language_model = LanguageModel.load(lm)
+    if language_model is None and not hotwords:
+        return partial(decode_greedy, alphabet=model.alphabet)
+    return BeamDecoder(model.alphabet, language_model, hotwords or {})
+
+
+def is_installed() -> bool:
+    return importlib.util.find_spec("ctc_beam_decoder") is not None
 
 
 def build(alphabet: Alphabet, language_model: LanguageModel | None) -> Any:

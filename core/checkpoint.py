@@ -37,6 +37,7 @@ SETTINGS_PATTERNS = [
     "tokenizer_config.json",
     "special_tokens_map.json",
     "preprocessor_config.json",
+    "language_model/*",
 ]
 
 EMBEDDED_NAMES = ("streamer-en",)

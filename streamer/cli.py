@@ -32,8 +32,6 @@ streamer: speech recognition while the words are spoken
 
 `streamer COMMAND --help` explains a command; `streamer --help-options` lists all options."""
 
-LATER = ("--lm", "--hotwords")  # of the contract, refused until beam search is there
-
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
@@ -52,6 +50,12 @@ def add_model_options(parser: argparse.ArgumentParser, several: bool = False) ->
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     group.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     group.add_argument("--threads", type=int, default=None, metavar="N", help="PyTorch threads")
+    group.add_argument(
+        "--lm", default="auto", metavar="PATH", help="n-gram model; default: the model's own; none: without"
+    )
+    group.add_argument(
+        "--hotwords", metavar="FILE", help="names and words to listen for, `word` or `word:weight` a line"
+    )
     group.add_argument("--latency", default="balanced", choices=["low", "balanced", "accurate"], help="0.5, 1 or 2 s")
 
 
@@ -80,8 +84,6 @@ def transcribe_parser() -> Parser:
     add_output_options(parser)
     parser.add_argument("--offline", action="store_true", help="one pass over the whole file, no streaming")
     add_model_options(parser)
-    for option in LATER:
-        parser.add_argument(option, metavar="PATH", help="not available yet")
     return parser
 
 
@@ -94,8 +96,6 @@ def transcribe(arguments: Sequence[str]) -> int:
         parser.error("expected audio files, - for standard input, or --mic")
     if args.offline and (args.partials or args.realtime or args.mic):
         parser.error("--offline is one pass over a whole file: it goes with neither --partials, --realtime nor --mic")
-    if wanted := [option for option in LATER if getattr(args, option.removeprefix("--")) is not None]:
-        raise ValueError(f"{wanted[0]} is not available yet: words come from the acoustic model alone; leave it out")
     from streamer.output import plan_outputs
 
     try:
@@ -157,6 +157,13 @@ def serve(arguments: Sequence[str]) -> int:
         "--max-sessions", type=int, default=32, metavar="N", help="fewer where more would make steps late"
     )
     limits.add_argument("--sessions-per-client", type=int, metavar="N", help="of one key or, without keys, one address")
+    limits.add_argument(
+        "--resume-seconds",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="a session whose connection broke waits this long",
+    )
     logs = parser.add_argument_group("log")
     logs.add_argument("--log-format", default="text", choices=FORMATS)
     logs.add_argument(

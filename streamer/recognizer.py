@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import argparse
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 from clients.file import Resampler, open_audio, resample
 from core.acoustic import AcousticModel
 from core.audio import SAMPLE_RATE, Samples, from_int16, to_seconds
+from core.beam import BeamDecoder, make_decoder, parse_hotwords
 from core.captions import result_object
+from core.decoder import Decode
 from core.engine import Engine, Stream, StreamConfig
 from core.transcript import Event, Gap, Transcript
 
@@ -39,9 +42,11 @@ class Result:
 class RecognizerStream:
     """One live stream. Push any amount of audio, get the events that it made ready."""
 
-    def __init__(self, engine: Engine, config: StreamConfig, sample_rate: int, channels: int) -> None:
+    def __init__(
+        self, engine: Engine, config: StreamConfig, sample_rate: int, channels: int, decode: Decode | None = None
+    ) -> None:
         self._engine = engine
-        self._stream: Stream = engine.new_stream(config)
+        self._stream: Stream = engine.new_stream(config, decode)
         self._resampler = Resampler(sample_rate, channels)
 
     @property
@@ -90,9 +95,9 @@ class RecognizerStream:
 class Recognizer:
     """A loaded model. Streams are independent of each other and share it."""
 
-    def __init__(self, model: AcousticModel) -> None:
+    def __init__(self, model: AcousticModel, decode: Decode | None = None) -> None:
         self.model = model
-        self.engine = Engine(model)
+        self.engine = Engine(model, decode)
 
     @classmethod
     def load(
@@ -101,13 +106,36 @@ class Recognizer:
         device: str = "auto",
         dtype: str = "auto",
         threads: int | None = None,
+        lm: str | Path = "auto",
+        hotwords: Mapping[str, float] | None = None,
     ) -> Recognizer:
-        """Loads the embedded model, a checkpoint directory, or a Wav2Vec2 CTC checkpoint of the hub by name."""
-        return cls(AcousticModel.load(model, device, dtype, threads))
+        """Loads the embedded model, a checkpoint directory, or a Wav2Vec2 CTC checkpoint of the hub by name.
 
-    def stream(self, sample_rate: int = SAMPLE_RATE, channels: int = 1, latency: str = "balanced") -> RecognizerStream:
-        """A new live stream. Leaving its `with` block finishes it; call `finish` to get the last events."""
-        return RecognizerStream(self.engine, StreamConfig.preset(latency), sample_rate, channels)
+        Args:
+            lm: an n-gram language model (ARPA or KenLM); `auto` is the checkpoint's own, `none` is the best path.
+            hotwords: words or phrases and by how much they become likelier (natural logarithm; 8 is strong).
+        """
+        acoustic = AcousticModel.load(model, device, dtype, threads)
+        return cls(acoustic, make_decoder(acoustic, lm, hotwords))
+
+    def stream(
+        self,
+        sample_rate: int = SAMPLE_RATE,
+        channels: int = 1,
+        latency: str = "balanced",
+        hotwords: Mapping[str, float] | None = None,
+    ) -> RecognizerStream:
+        """A new live stream. Leaving its `with` block finishes it; call `finish` to get the last events.
+
+        `hotwords` are this stream's, instead of the recognizer's.
+        """
+        decode = self.engine.decode
+        if hotwords is not None:
+            if isinstance(decode, BeamDecoder):
+                decode = decode.with_hotwords(hotwords)
+            else:
+                decode = make_decoder(self.model, "none", hotwords)
+        return RecognizerStream(self.engine, StreamConfig.preset(latency), sample_rate, channels, decode)
 
     def transcribe(
         self,
@@ -158,6 +186,27 @@ class Recognizer:
     def _result(self, finals: list[Transcript], gaps: list[Gap], duration_s: float) -> Result:
         text = " ".join(final.text for final in finals)
         return Result(text, duration_s, self.model.name, tuple(finals), tuple(gaps))
+
+
+def load_recognizer(args: argparse.Namespace) -> Recognizer:
+    """As the model options of the command line say.
+
+    Raises:
+        OSError, ValueError: the file of hot words cannot be read. CheckpointError: the model cannot be.
+    """
+    return Recognizer.load(args.model, args.device, args.dtype, args.threads, args.lm, read_hotwords(args.hotwords))
+
+
+def read_hotwords(path: str | None) -> dict[str, float]:
+    """Raises OSError or ValueError, which name the file."""
+    if path is None:
+        return {}
+    try:
+        return parse_hotwords(Path(path).read_text(encoding="utf-8").splitlines())
+    except OSError as e:
+        raise OSError(f"cannot read the hot words in {path}: {e.strerror}") from e
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from e
 
 
 def as_float(samples: NDArray[Any]) -> NDArray[np.float32]:

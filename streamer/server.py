@@ -26,7 +26,6 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 import clients
-from core.acoustic import AcousticModel
 from core.engine import Engine
 from streamer.auth import Access, carried_keys, choose_subprotocol, is_loopback_name
 from streamer.http import WebSocketProtocol, http_protocol
@@ -34,6 +33,7 @@ from streamer.hub import TRY_LATER, Busy, Hub, Limits, close
 from streamer.metrics import Metrics
 from streamer.protocols import native
 from streamer.protocols.native import ProtocolError, Resume, Start
+from streamer.recognizer import Recognizer, read_hotwords
 from streamer.scheduler import Scheduler
 from streamer.session import POLICY
 
@@ -368,10 +368,13 @@ def run_server(args: argparse.Namespace) -> int:
     # The scheduler's thread alone computes: its operations share the cores, one after the other.
     threads = args.threads or usable_cores()
     names = dict.fromkeys(args.model)
-    engine, *others = [Engine(AcousticModel.load(name, args.device, args.dtype, threads)) for name in names]
+    hotwords = read_hotwords(args.hotwords)
+    recognizers = [Recognizer.load(name, args.device, args.dtype, threads, args.lm, hotwords) for name in names]
+    engine, *others = [recognizer.engine for recognizer in recognizers]
     limits = Limits(
         sessions=args.max_sessions,
         sessions_per_client=args.sessions_per_client,
+        resume_s=args.resume_seconds,
         connections=4 * args.max_sessions + 256,
     )
     access = Access(tuple(keys), is_loopback, tuple(args.allow_origin), tuple(args.allow_host))

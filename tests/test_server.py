@@ -603,7 +603,8 @@ def test_sigterm_drains_and_returns_zero(monkeypatch: pytest.MonkeyPatch, capsys
     thread = threading.Thread(target=lambda: asyncio.run(asyncio.wait_for(client(), 20)))
     thread.start()
     args = {"host": "127.0.0.1", "port": port, "api_key": [], "tls_cert": None, "tls_key": None, "max_sessions": 4}
-    args |= {
+    args |= {"allow_public": False, "model": ["x"], "device": "cpu", "dtype": "auto", "threads": None}
+    args |= {"lm": "none", "hotwords": None}
         "allow_public": False,
         "model": ["x"],
         "device": "cpu",

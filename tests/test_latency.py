@@ -15,11 +15,13 @@ import soundfile
 
 from core.audio import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, Samples, n_samples_for
 from core.engine import Engine, StreamConfig
+from core.normalise import normalise
 from core.transcript import Gap
-from streamer.bench.latency import Setting, measure, references, spoken
-from streamer.bench.latency_report import Heard, Reference, delays, finalizations, first_words, report, table
+from streamer.bench.latency import Setting, measure, spoken
+from streamer.bench.latency_report import Heard, delays, finalizations, first_words, report, table
 from streamer.bench.listeners import LocalAgreement, PocketSphinxListener, WhisperListener, spelled
 from streamer.bench.plots import plot_latency
+from streamer.bench.references import ALIGNERS, Reference, load_aligner, references
 from streamer.bench.replay import (
     OwnListener,
     Shown,
@@ -270,6 +272,22 @@ def test_planted_words_are_found_where_they_are(planted_set: Path) -> None:
     # A letter is a frame and two blanks, and so is the delimiter.
     assert first.starts_s[:3] == pytest.approx([0, 15 * HOP / SAMPLE_RATE, 30 * HOP / SAMPLE_RATE])
     assert second.ends_s[0] == pytest.approx(((10 * 3 + 1) * HOP + RECEPTIVE_FIELD - HOP) / SAMPLE_RATE)
+
+
+def test_an_aligner_that_knows_nothing_of_the_model(sample: Path) -> None:
+    pytest.importorskip("pocketsphinx")
+    engine = Engine(PlantedModel())  # type: ignore[arg-type]
+    align = load_aligner("pocketsphinx", engine)
+    samples, _ = soundfile.read(sample, dtype="float32")
+    said = normalise((sample.parent / "sample.txt").read_text()).split()
+    times = align(samples, np.zeros((0, 0), np.float32), said)
+    assert len(times) == len(said) and all(a < b for a, b in times)
+    assert all(b <= c for (_, b), (c, _) in zip(times, times[1:], strict=False))
+    assert times[0][0] < 0.1 and 4.2 < times[-1][1] < 4.55  # it speaks from the first moment on
+    assert align(samples, np.zeros((0, 0), np.float32), ["QWZX"]) == []
+    assert align(samples, np.zeros((0, 0), np.float32), []) == []
+    with pytest.raises(ValueError, match=f"Expected an aligner of {', '.join(ALIGNERS)}. Found: 'ear'"):
+        load_aligner("ear", engine)
 
 
 def test_a_whole_run_with_planted_words(planted_set: Path, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """`streamer bench latency`: what a listener sees and when, for every preset and for peers, on the same recordings.
 
 Every recording is played in simulated real time (`streamer/bench/replay.py`). A word's *emission latency* is the time
-from its end, by forced alignment of the transcript with the offline frames (`core/aligner.py`), until it is shown: for
-the first time (*provisional*), for good (*settled*), or committed. Only words that are right count.
+from its end, by forced alignment of the transcript (`streamer/bench/references.py`), until it is shown: for the first
+time (*provisional*), for good (*settled*), or committed. Only words that are right count.
 The *induced* error is that of the last text against one pass of the same system over the whole recording.
 Two clocks: audio alone, which is the same on every machine, and with the computing of this one.
 """
@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from core.aligner import align_words
-from core.audio import HOP, RECEPTIVE_FIELD, SAMPLE_RATE
+from core.audio import SAMPLE_RATE
 from core.engine import LATENCIES, Engine, StreamConfig
 from core.normalise import normalise
 from core.training.manifest import Utterance
-from streamer.bench.latency_report import Heard, Reference, delays, report, table
+from streamer.bench.latency_report import Heard, delays, report, table
 from streamer.bench.listeners import load_peer
 from streamer.bench.plots import plot_latency
+from streamer.bench.references import ALIGNERS, references
 from streamer.bench.replay import Listener, OwnListener, ShownWord, Snapshot, replay
 from streamer.bench.systems import ModelChoice, Transcribe, load_system
 from streamer.bench.task import Task, add_peers_argument, add_set_arguments, peers_of, task_of
@@ -43,29 +43,7 @@ class Setting:
 
     block: int  # samples that arrive at once
     silence: int = 0  # samples of silence that follow each recording before the stream ends
-
-
-def references(engine: Engine, task: Task) -> list[Reference]:
-    """What was said in each recording, and when; and what one pass of our model over the whole makes of it."""
-    found = []
-    for utterance in utterances(task, "alignment"):
-        log_probs = engine.emit_long(utterance.samples, engine.new_stream())
-        text = normalise(utterance.transcript)
-        try:
-            spans = align_words(log_probs, 0, text, engine.alphabet)
-        except ValueError:  # more letters than frames, or letters that the model does not have
-            spans = []
-        found.append(
-            Reference(
-                utterance.path,
-                len(utterance.samples) / SAMPLE_RATE,
-                tuple(text.split()),
-                tuple(HOP * span.start_frame / SAMPLE_RATE for span in spans),
-                tuple((HOP * span.end_frame + RECEPTIVE_FIELD - HOP) / SAMPLE_RATE for span in spans),
-                normalise(" ".join(word.text for word in engine.decode(log_probs, 0))),
-            )
-        )
-    return found
+    aligner: str = "model"
 
 
 def utterances(task: Task, label: str) -> Iterator[Utterance]:
@@ -126,7 +104,7 @@ def measure(
     engine: Engine, presets: Sequence[str], peers: Sequence[str], task: Task, setting: Setting, threads: int | None
 ) -> tuple[dict[str, Any], dict[str, dict[str, list[float]]]]:
     """The object that `--json` prints, and the delays of all words for the picture."""
-    said = references(engine, task)
+    said = references(engine, task, setting.aligner)
     heard = {latency: listen_own(engine, latency, task, setting) for latency in presets}
     heard |= {name: listen_apart(name, threads, task, setting) for name in peers}
     result = {
@@ -134,6 +112,7 @@ def measure(
         "condition": task.condition,
         "block_ms": 1000 * setting.block / SAMPLE_RATE,
         "silence_s": setting.silence / SAMPLE_RATE,
+        "aligner": setting.aligner,
         "n_utterances": len(said),
         "n_not_aligned": sum(len(of.starts_s) < len(of.words) for of in said),
         "audio_s": round(sum(of.duration_s for of in said), 3),
@@ -152,6 +131,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--presets", default=",".join(LATENCIES), metavar="NAME,…", help="of ours; default: %(default)s"
     )
     parser.add_argument("--block-ms", type=int, default=20, metavar="MS", help="audio that arrives at once")
+    parser.add_argument("--aligner", default="model", choices=ALIGNERS, help="which tells when words end")
     parser.add_argument("--silence", type=float, default=0, metavar="S", help="seconds after each recording")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw delays and word error rate (needs matplotlib)")
 
@@ -165,7 +145,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser.error(
             f"expected a block of at least 1 ms and no negative silence. Found: {args.block_ms}, {args.silence}"
         )
-    setting = Setting(args.block_ms * SAMPLE_RATE // 1000, round(args.silence * SAMPLE_RATE))
+    setting = Setting(args.block_ms * SAMPLE_RATE // 1000, round(args.silence * SAMPLE_RATE), args.aligner)
     task = task_of(args, parser)
     recognizer = load_recognizer(args)
     result, of_words = measure(recognizer.engine, presets, peers, task, setting, args.threads)

@@ -21,23 +21,12 @@ from streamer.bench.metrics import (
     percentiles,
     unstable_words,
 )
+from streamer.bench.references import Reference
 from streamer.bench.replay import ShownWord, Snapshot, committed, first_shown, revised_words, settled
 
 KINDS = {"provisional": first_shown, "settled": settled, "committed": committed}
 CLOCKS = ("audio", "with_compute")
 NEAR_S = 0.06  # of a word's border from the aligned one
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """What was said in a recording; no times where it could not be aligned."""
-
-    path: str
-    duration_s: float
-    words: tuple[str, ...]
-    starts_s: tuple[float, ...]
-    ends_s: tuple[float, ...]
-    offline: str  # one pass of our model, normalised
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +206,7 @@ def table(result: dict[str, Any]) -> str:
         f"model {result['model']}, condition {result['condition']}, {result['n_utterances']} recordings, "
         f"{result['audio_s']:.1f} s in blocks of {result['block_ms']:.0f} ms, {result['silence_s']:.1f} s of silence "
         "after each",
+        f"words aligned by {result['aligner']}; {result['n_not_aligned']} recordings cannot be",
         "",
         "Seconds from the end of a word until it is shown; audio: without computing",
         f"{'system':20} {'word is':12} {'audio p50':>9} {'p50':>7} {'p90':>7} {'p95':>7} {'p99':>7} {'words':>6}",

@@ -129,23 +129,23 @@ class PocketSphinxListener:
 
     def push(self, samples: Samples) -> Iterator[Shown]:
         self.decoder.process_raw(encode_pcm16(samples))
-        yield self.words(), 0
+        yield decoded_words(self.decoder), 0
 
     def finish(self) -> Iterator[Shown]:
         self.decoder.end_utt()
-        words = self.words()
+        words = decoded_words(self.decoder)
         yield words, len(words)
 
-    def words(self) -> tuple[ShownWord, ...]:
-        if self.decoder.hyp() is None:
-            return ()
-        return tuple(
-            ShownWord(
-                segment.word.split("(")[0], segment.start_frame / 100, (segment.end_frame + 1) / 100, float("nan")
-            )
-            for segment in self.decoder.seg()
-            if segment.word[0] not in "<["
-        )
+
+def decoded_words(decoder: Any) -> tuple[ShownWord, ...]:
+    """What PocketSphinx has decoded, without silences, noises and the numbers of pronunciations."""
+    if decoder.hyp() is None:
+        return ()
+    return tuple(
+        ShownWord(segment.word.split("(")[0], segment.start_frame / 100, (segment.end_frame + 1) / 100, float("nan"))
+        for segment in decoder.seg()
+        if segment.word[0] not in "<["
+    )
 
 
 def load_peer(name: str, threads: int | None) -> Callable[[], Listener]:

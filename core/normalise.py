@@ -38,7 +38,6 @@ WRITTEN_OUT = {
 CURRENCIES = {"$": ("DOLLAR", "DOLLARS"), "£": ("POUND", "POUNDS"), "€": ("EURO", "EUROS")}
 SIGNS = {"&": " AND ", "%": " PERCENT ", "+": " PLUS ", "=": " EQUALS "}
 
-_WRITTEN_OUT = re.compile(rf"\b({'|'.join(WRITTEN_OUT)})\b\.?")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _CURRENCY = re.compile(r"([$£€]) ?(\d+)(\.\d+)?((?: (?:THOUSAND|MILLION|BILLION|TRILLION))?)")
 _CLOCK = re.compile(r"\b(\d{1,2}):(\d{2})\b")
@@ -50,14 +49,14 @@ def normalise(text: str) -> str:
     """`"Mr. Hale's 2nd, 21%."` -> `"MISTER HALE'S SECOND TWENTY ONE PERCENT"`."""
     text = re.sub(r"\[[^\]]*\]", " ", text).replace("’", "'").replace("‘", "'")
     text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).upper()
-    text = _WRITTEN_OUT.sub(lambda m: WRITTEN_OUT[m[1]], text)
     text = _THOUSANDS.sub("", text)
     text = _CURRENCY.sub(_spell_currency, text)
     text = _CLOCK.sub(lambda m: f" {spell(int(m[1]))} {_spell_minutes(int(m[2]))} ", text)
     text = _NUMBER.sub(_spell_match, text)
     for sign, word in SIGNS.items():
         text = text.replace(sign, word)
-    return " ".join(filter(None, (word.strip("'") for word in re.sub(r"[^A-Z']+", " ", text).split())))
+    words = (word.strip("'") for word in re.sub(r"[^A-Z']+", " ", text).split())
+    return " ".join(WRITTEN_OUT.get(word, word) for word in words if word)
 
 
 def spell(number: int) -> str:

@@ -605,14 +605,6 @@ def test_sigterm_drains_and_returns_zero(monkeypatch: pytest.MonkeyPatch, capsys
     args = {"host": "127.0.0.1", "port": port, "api_key": [], "tls_cert": None, "tls_key": None, "max_sessions": 4}
     args |= {"allow_public": False, "model": ["x"], "device": "cpu", "dtype": "auto", "threads": None}
     args |= {"lm": "none", "hotwords": None}
-        "allow_public": False,
-        "model": ["x"],
-        "device": "cpu",
-        "dtype": "auto",
-        "threads": None,
-        "lm": "none",
-        "hotwords": None,
-    }
     args |= {"api_key_file": None, "allow_origin": [], "allow_host": [], "sessions_per_client": None}
     args |= {"resume_seconds": 30.0}
     assert module.run_server(Namespace(**args, latency="balanced")) == 0

@@ -1,5 +1,6 @@
 """The native session without any socket: messages in, messages out."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -11,7 +12,7 @@ from planted import PlantedModel, plant
 from core.audio import ENCODINGS, encode_pcm16
 from core.engine import Engine
 from core.transcript import Event, Gap, Transcript, Word
-from streamer.job import Command, Failed, Finished, Flushed, Progress
+from streamer.job import Command, Failed, Finished, Flushed, Progress, Widened
 from streamer.protocols.native import ProtocolError, Start, parse, parse_start
 from streamer.scheduler import Scheduler
 from streamer.session import Session, SessionLimits
@@ -267,6 +268,40 @@ def test_nothing_that_a_client_sends_escapes(encoding: str, rate: int, messages:
                 assert seq > last or out["type"] == "ready"
                 last = seq
         assert len(session.sent) <= LIMITS.replay
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_ten_thousand_messages_leave_nothing_behind(seed: int) -> None:
+    """Whatever comes, what a session keeps stays bounded, and every message it says can be sent."""
+    rng = np.random.default_rng(seed)
+    session, n_sessions = opened(acks=True), 1
+    for _ in range(10_000):
+        kind = rng.integers(12)
+        if kind < 5:
+            session.receive_bytes(rng.bytes(int(rng.integers(400))))
+        elif kind == 5:
+            session.receive_text(rng.bytes(int(rng.integers(40))).decode("latin-1"))
+        elif kind == 6:
+            session.receive_text(str(rng.choice(['{"type":"flush"}', '{"type":"start"}', "[]", '{"type":1}'])))
+        elif kind == 7:
+            session.deliver([transcript(int(rng.integers(9)), "WORD", bool(rng.integers(2)))])
+        elif kind == 8:
+            session.deliver([Progress(session.n_pushed), Flushed(), Widened(bool(rng.integers(2)))])
+        elif kind == 9:
+            with contextlib.suppress(ProtocolError):
+                session.resume(int(rng.integers(session.seq + 3)))
+        elif kind == 10 and rng.random() < 0.01:
+            session.receive_text('{"type":"end"}')
+            session.deliver([Finished()])
+        if not session.is_behind or rng.random() < 0.1:
+            json.dumps(said(session))
+        if session.is_over:
+            session, n_sessions = opened(acks=True), n_sessions + 1
+        assert len(session.sent) <= LIMITS.replay
+        assert len(session.unsent) <= LIMITS.unsent + 20
+        assert len(session.intake.rest) < 2
+    assert n_sessions > 1
 
 
 def words_of(events: list[Event] | list[dict[str, object]]) -> list[str]:

@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def add_model_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
+def add_model_options(parser: argparse.ArgumentParser, several: bool = False, has_latency: bool = True) -> None:
     group = parser.add_argument_group("model")
     if several:
         text = "repeat for several, of which clients choose; default: streamer-en"
@@ -56,7 +56,10 @@ def add_model_options(parser: argparse.ArgumentParser, several: bool = False) ->
     group.add_argument(
         "--hotwords", metavar="FILE", help="names and words to listen for, `word` or `word:weight` a line"
     )
-    group.add_argument("--latency", default="balanced", choices=["low", "balanced", "accurate"], help="0.5, 1 or 2 s")
+    if has_latency:
+        group.add_argument(
+            "--latency", default="balanced", choices=["low", "balanced", "accurate"], help="0.5, 1 or 2 s"
+        )
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:

@@ -236,6 +236,19 @@ def test_a_checkpoint_of_another_model_or_log_is_refused(manifest: Path, tiny_mo
         Run(tiny(tiny_model_dir), config, ["perplexity"])
 
 
+def test_batches_without_a_finite_gradient_change_nothing(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 1)
+    before = model.weight.clone()
+    run = Run(model, RunConfig(tmp_path, 30, 1e-2, warmup=1))
+    run.step(model(torch.ones(2)).sum() * float("nan"), 1)
+    assert torch.equal(model.weight, before) and run.step_count == 1 and not run.means
+    run.step(model(torch.ones(2)).sum(), 1)
+    assert not torch.equal(model.weight, before)
+    with pytest.raises(ValueError, match="none in 10 steps"):
+        for _ in range(10):
+            run.step(model(torch.ones(2)).sum() * float("nan"), 1)
+
+
 def test_batches_begin_where_they_are_asked_to(manifest: Path) -> None:
     batches = corpus(manifest).batches()
     skipped = [next(batches) for _ in range(5)][4]

@@ -207,7 +207,7 @@ def run_finetune(args: argparse.Namespace) -> int:
     device = begin(args)
     directory = resolve(args.model)
     tokenizer = Wav2Vec2Tokenizer.from_pretrained(directory)
-    config = load_config(directory, args.model)
+    config = replace(load_config(directory, args.model), ctc_zero_infinity=True)  # texts longer than their audio
     if args.mask_time is not None:
         config = replace(config, mask_time_prob=args.mask_time)
     if args.mask_feature is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -16,7 +17,10 @@ from torch.optim import AdamW
 STATE_NAME = "training.pt"
 LOG_NAME = "training.csv"
 COLUMNS = ("step", "hours_seen", "loss", "learning_rate", "elapsed_s", "audio_s_per_s")
+MAX_FAILURES = 10  # steps in a row
 SMOOTHING = 0.95  # of logged losses: a mean over about twenty steps
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ class Run:
         self.seconds_seen = 0.0
         self.elapsed_s = 0.0
         self.means: dict[str, float] = {}
+        self.n_failures = 0
         self.log_path = config.output / LOG_NAME
         config.output.mkdir(parents=True, exist_ok=True)
         self.resume()
@@ -125,18 +130,30 @@ class Run:
         return self.step_count % every == 0 or self.is_done
 
     def step(self, loss: torch.Tensor, seconds: float, **metrics: float) -> None:
-        """One update by `loss` of a batch of `seconds` of audio; `metrics` are smoothed and logged."""
+        """One update by `loss` of a batch of `seconds` of audio; `metrics` are smoothed and logged.
+
+        A batch whose gradients are not finite changes nothing.
+
+        Raises:
+            ValueError: that happened `MAX_FAILURES` times in a row.
+        """
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = config.rate(self.step_count) * group["share"]
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        self.optimizer.step()
+        if nn.utils.clip_grad_norm_(self.model.parameters(), config.clip).isfinite():
+            self.optimizer.step()
+            self.n_failures = 0
+            for name, value in {"loss": float(loss.detach()), **metrics}.items():
+                self.means[name] = SMOOTHING * self.means.get(name, value) + (1 - SMOOTHING) * value
+        else:
+            self.n_failures += 1
+            logger.warning("step %d: gradients are not finite; the batch is left out", self.step_count)
+        if self.n_failures == MAX_FAILURES:
+            raise ValueError(f"Expected finite gradients. Found: none in {MAX_FAILURES} steps; lower the learning rate")
         self.step_count += 1
         self.seconds_seen += seconds
-        for name, value in {"loss": float(loss.detach()), **metrics}.items():
-            self.means[name] = SMOOTHING * self.means.get(name, value) + (1 - SMOOTHING) * value
         now = time.monotonic()
         self.elapsed_s, self.at = self.elapsed_s + now - self.at, now
         torch.manual_seed(config.seed + self.step_count)

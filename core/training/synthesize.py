@@ -83,7 +83,7 @@ def synthesize(sentences: Sequence[str], engines: Sequence[Engine], config: Synt
         voice = engine.voices[int(rng.integers(len(engine.voices)))]
         try:
             samples = engine.speak(as_read(sentence), voice, rng.uniform(*config.speed))
-        except ValueError as e:
+        except (ValueError, RuntimeError) as e:
             logger.warning("line %d: %s", i + 1, e)
             left_out["failed"] += 1
             continue

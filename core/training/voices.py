@@ -16,10 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import soundfile
 
 from core.audio import Samples
-from core.training.manifest import to_16k
+from core.training.manifest import decode, to_16k
 
 # Speakers that espeak-ng makes out of each accent by pitch, formants and timbre.
 ESPEAK_SPEAKERS = [*(f"m{i}" for i in range(1, 9)), *(f"f{i}" for i in range(1, 6))]
@@ -36,14 +35,14 @@ class Engine:
     speak: Speak
 
 
-def run_program(command: Sequence[str], text: str = "") -> str:
-    """What a program prints, given `text` on standard input.
+def run_program(command: Sequence[str]) -> str:
+    """What a program prints.
 
     Raises:
         ValueError: it fails; the message has its last line.
     """
     try:
-        result = subprocess.run(command, input=text, capture_output=True, text=True, timeout=TIMEOUT_S)
+        result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired) as e:
         raise ValueError(f"{command[0]} does not run: {e}") from e
     if result.returncode:
@@ -62,8 +61,7 @@ def speak_by_file(make_command: Callable[[str, float, str, str], list[str]]) -> 
             run_program(make_command(voice, speed, str(source), str(wave)))
             if not wave.is_file():
                 raise ValueError(f"Expected speech of voice {voice}. Found: no file")
-            samples, rate = soundfile.read(wave, dtype="float32")
-        return to_16k(samples, rate)
+            return decode(voice, wave.read_bytes())
 
     return speak
 

@@ -51,7 +51,7 @@ def plot_latency(result: dict[str, Any], delays: Mapping[str, Mapping[str, Seque
         result: the object that `streamer bench latency --json` prints.
         delays: of each system and kind (`settled`, `committed`), the emission latency of every word in seconds.
     """
-    figure = new_figure(11, 4.5)
+    figure = new_figure(11, 5)
     shares, trade = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
     for number, (system, kinds) in enumerate(delays.items()):
         for kind, style in (("settled", "-"), ("committed", ":")):
@@ -62,15 +62,13 @@ def plot_latency(result: dict[str, Any], delays: Mapping[str, Mapping[str, Seque
     shares.set_ylabel("share of words")
     shares.set_xscale("symlog", linthresh=1)
     shares.grid(alpha=0.3)
-    shares.legend(fontsize="x-small")
+    figure.legend(loc="outside lower center", ncols=4, fontsize="small")
     for number, of in enumerate(result["systems"]):
         for kind, marker in (("settled", "o"), ("committed", "s")):
             median = of["emission_s"][kind]["with_compute"].get("p50")
             if median is not None:
-                label = f"{of['system']}, {kind}"
-                trade.plot([median], [100 * of["wer"]], marker, color=f"C{number}", linestyle="", label=label)
-    trade.set_xlabel("median time from the end of a word to its text, s")
+                trade.plot([median], [100 * of["wer"]], marker, color=f"C{number}", linestyle="")
+    trade.set_xlabel("median of it, s (round: settled, square: committed)")
     trade.set_ylabel("word error rate, %")
     trade.grid(alpha=0.3)
-    trade.legend(fontsize="x-small")
     figure.savefig(path)

@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from core.audio import SAMPLE_RATE, Samples
 from core.engine import Engine, StreamConfig
 from core.transcript import Event, Transcript, Word
@@ -141,27 +144,27 @@ def committed(snapshots: Sequence[Snapshot]) -> list[int]:
 SAME_WORD_S = 0.5  # apart at most, middle to middle
 
 
-def has_word(snapshot: Snapshot, word: ShownWord) -> bool:
-    """Whether the word is shown, within half a second of its place."""
-    middle = word.start_s + word.end_s
-    return any(
-        other.text == word.text and abs(other.start_s + other.end_s - middle) <= 2 * SAME_WORD_S
-        for other in snapshot.words
-    )
+def appearances(snapshots: Sequence[Snapshot]) -> Iterator[NDArray[np.bool_]]:
+    """For each word of the last text, which snapshots have it within half a second of its place."""
+    places: list[dict[str, list[float]]] = []  # of each snapshot: the middles of a text's words
+    for snapshot in snapshots:
+        places.append({})
+        for word in snapshot.words:
+            places[-1].setdefault(word.text, []).append((word.start_s + word.end_s) / 2)
+    for word in snapshots[-1].words if snapshots else ():
+        middle = (word.start_s + word.end_s) / 2
+        near = [any(abs(other - middle) <= SAME_WORD_S for other in of.get(word.text, ())) for of in places]
+        yield np.array(near)
 
 
 def first_shown(snapshots: Sequence[Snapshot]) -> list[int]:
     """For each word of the last text, the first snapshot that has it."""
-    last = snapshots[-1].words if snapshots else ()
-    return [next(i for i, snapshot in enumerate(snapshots) if has_word(snapshot, word)) for word in last]
+    return [int(has.argmax()) for has in appearances(snapshots)]
 
 
 def settled(snapshots: Sequence[Snapshot]) -> list[int]:
     """For each word of the last text, the snapshot from which on every one has it."""
-    last = snapshots[-1].words if snapshots else ()
-    return [
-        next((i + 1 for i in range(len(snapshots) - 1, -1, -1) if not has_word(snapshots[i], word)), 0) for word in last
-    ]
+    return [int(np.flatnonzero(~has).max(initial=-1)) + 1 for has in appearances(snapshots)]
 
 
 def revised_words(snapshots: Sequence[Snapshot]) -> int:

@@ -88,7 +88,7 @@ def transcribe_source(
             writer.event(final, result.duration_s)
         writer.end(result.duration_s, recognizer.model.name)
         return
-    stream = recognizer.stream(latency=args.latency)
+    stream = recognizer.stream(latency=args.latency, partials=args.partials)
     for event in recognizer.events(stream, paced(blocks) if args.realtime else blocks):
         writer.event(event, stream.audio_s)
     check_length(source, stream.audio_s)

@@ -149,7 +149,10 @@ function receive(message) {
   if (message.type === "ready") say(microphone ? "Listening." : "Transcribing …");
   else if (message.type === "final" || message.type === "partial") show(message);
   else if (message.type === "broken") say("Connection lost; coming back …", true);
-  else if (message.type === "lag") say(message.lag_s ? `The server is ${message.lag_s.toFixed(1)} s behind.` : "Listening.");
+  else if (message.type === "lag") {
+    const busy = message.widened ? "The server is busy: words come in larger steps." : "Listening.";
+    say(message.lag_s ? `The server is ${message.lag_s.toFixed(1)} s behind.` : busy);
+  }
   else if (message.type === "gap") say(`Lost ${message.start_s}–${message.end_s} s: ${message.reason}`, true);
   else if (message.type === "error") say(message.message, true);
   else if (message.type === "end") {

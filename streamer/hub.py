@@ -9,19 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import json
 import logging
 import secrets
 from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocketDisconnect
 
 from core.engine import Engine
 from core.transcript import Gap
-from streamer.job import Failed, Job, Output
+from streamer.dialect import Conversation
+from streamer.job import Failed, Item, Job, Opening, Output
 from streamer.metrics import Metrics
 from streamer.pace import Pace
 from streamer.protocols.native import ProtocolError, Start
@@ -30,7 +30,7 @@ from streamer.session import Session, SessionLimits
 
 logger = logging.getLogger(__name__)
 
-TRY_LATER, GOING_AWAY, REPLACED = 1013, 1001, 4001  # close codes
+REPLACED = 4001  # close code
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +61,27 @@ class Busy(Exception):
     retry_after_s = 5
 
 
+class Connection(Protocol):
+    """What a session talks through: a websocket of starlette, or what behaves like one."""
+
+    async def receive(self) -> Mapping[str, Any]:
+        """An ASGI message: `bytes` or `text`, or the type `websocket.disconnect`."""
+
+    async def send_text(self, data: str) -> None: ...
+
+    async def send_bytes(self, data: bytes) -> None: ...
+
+    async def close(self, code: int = 1000, reason: str | None = None) -> None: ...
+
+
 @dataclass(eq=False)
 class Live:
     """A session with what surrounds it. Belongs to the event loop."""
 
-    session: Session
+    session: Conversation
     owner: str
+    is_reserved: bool = False  # a stream is yet to be opened, and there is a place for it
+    opening: Opening | None = None  # of `job`, or of the last there was
     job: Job | None = None
     talk: asyncio.Event = field(default_factory=asyncio.Event)  # there may be a message to send
     room: asyncio.Event = field(default_factory=asyncio.Event)  # the session may no longer be behind
@@ -78,10 +93,10 @@ class Live:
         """For the log: the id itself would let its reader take the session over."""
         return hashlib.sha256(self.session.session_id.encode()).hexdigest()[:8]
 
-    def deliver(self, outputs: Sequence[Output]) -> None:
-        self.session.deliver(outputs)
-        self.talk.set()
-        self.room.set()
+    @property
+    def is_running(self) -> bool:
+        """Whether it takes one of the places."""
+        return self.is_reserved or self.job is not None
 
 
 class Hub:
@@ -98,46 +113,81 @@ class Hub:
         self.is_draining = False
         self.empty = asyncio.Event()  # or not worth waiting for
         self.loop: asyncio.AbstractEventLoop | None = None  # while it drains
-        metrics.sessions.set_function(lambda: sum(live.job is not None for live in self.live.values()))
+        metrics.sessions.set_function(lambda: sum(live.is_running for live in self.live.values()))
         metrics.lingering.set_function(lambda: sum(live.timer is not None for live in self.live.values()))
         metrics.lag.set_function(lambda: max((live.session.backlog_s for live in self.live.values()), default=0.0))
 
     # Sessions
 
-    def check_room(self, owner: str, start: Start | None = None) -> None:
+    def check_room(self, owner: str, opening: Opening | None = None) -> None:
         """Raises Busy where a new session of this owner would be one too many, or make the others late."""
         if self.is_draining:
             raise Busy("the server is shutting down; use another, or come back later")
-        running = [live for live in self.live.values() if live.job is not None]
+        running = [live for live in self.live.values() if live.is_running]
         if len(running) >= self.limits.sessions:
             raise Busy(f"all {self.limits.sessions} sessions are taken; come back later")
         most = self.limits.sessions_per_client
         if most is not None and Counter(live.owner for live in running)[owner] >= most:
             raise Busy(f"this client has {most} sessions already, as many as it may; end one first")
-        start = start or Start()
-        if not self.scheduler.has_room(start.config(), self.engines.get(start.model), start.n_streams):
+        opening = opening or Opening(Start().config())
+        if not self.scheduler.has_room(opening.config, self.engines.get(opening.model), opening.n_streams):
             raise Busy("one session more would make the others late; come back later")
 
     def open(self, start: Start, owner: str) -> Live:
-        """A new session.
+        """A new session of the native protocol.
 
         Raises:
             Busy: there is no room for it.
         """
-        self.check_room(owner, start)
-        session = Session(secrets.token_urlsafe(24), start, self.limits.session)
-        live = Live(session, owner)
+        return self.enter(Session(secrets.token_urlsafe(24), start, self.limits.session), owner)
+
+    def enter(self, session: Conversation, owner: str, reserves: bool = True) -> Live:
+        """A new session in any protocol. Its stream is opened now, or as soon as it knows which.
+
+        Args:
+            reserves: it takes a place from now on. Otherwise room is looked for when its stream is opened.
+
+        Raises:
+            Busy: there is no room for it.
+        """
+        if reserves or session.opening is not None:
+            self.check_room(owner, session.opening)
+        live = Live(session, owner, is_reserved=reserves or session.opening is not None)
+        self.live[session.session_id] = live
+        self.submit(live, [])
+        return live
+
+    def submit(self, live: Live, items: Sequence[Item]) -> None:
+        """Hands over what a session wants done, and opens the stream that it wants it done with."""
+        opening = live.session.opening
+        if opening is not None and opening is not live.opening:
+            try:
+                self.begin(live, opening)
+            except Busy as e:
+                self.metrics.refused.labels("busy").inc()
+                live.session.refuse(str(e))
+                live.talk.set()
+        if live.job is not None:
+            self.scheduler.submit(live.job, items)
+
+    def begin(self, live: Live, opening: Opening) -> None:
+        """Opens a session's stream, in the place of the one before. Raises Busy."""
+        if live.job is not None:
+            self.scheduler.cancel(live.job)
+            live.job = None
+        live.is_reserved = False  # it does not stand in its own way
+        live.opening = opening
+        self.check_room(live.owner, opening)
         loop = asyncio.get_running_loop()
 
         def deliver(outputs: Sequence[Output]) -> None:
-            loop.call_soon_threadsafe(self.deliver, live, outputs)
+            loop.call_soon_threadsafe(self.deliver, live, opening, outputs)
 
-        engine = self.engines.get(start.model)
-        live.job = self.scheduler.open(session.config, deliver, engine, start.n_streams, start.partials)
-        self.live[session.session_id] = live
+        engine = self.engines.get(opening.model)
+        live.job = self.scheduler.open(opening.config, deliver, engine, opening.n_streams, opening.partials)
         self.metrics.started.inc()
-        logger.info("session %s begins: %s", live.tag, start, extra={"session": live.tag, "model": start.model})
-        return live
+        details = {"session": live.tag, "model": opening.model}
+        logger.info("session %s begins: %s", live.tag, opening.note, extra=details)
 
     def find(self, session_id: str, seq: int) -> Live:
         """The session that a client comes back to.
@@ -146,9 +196,10 @@ class Hub:
             ProtocolError: there is none such, or what the client missed is no longer kept.
         """
         live = self.live.get(session_id)
-        if live is None:
+        if live is None or not live.session.is_resumable:
             seconds = f"{self.limits.resume_s:g}"
             raise ProtocolError("unknown_session", f"no such session; it is kept for {seconds} s, then start a new one")
+        assert isinstance(live.session, Session)
         # In one breath with `resume`: the old connection, where it still stands, moves nothing more.
         live.session.resume(seq)
         if live.replaced is not None:
@@ -160,11 +211,15 @@ class Hub:
         self.metrics.resumed.inc()
         return live
 
-    def deliver(self, live: Live, outputs: Sequence[Output]) -> None:
+    def deliver(self, live: Live, opening: Opening, outputs: Sequence[Output]) -> None:
+        if live.opening is not opening:  # of a stream that has been replaced
+            return
         for output in outputs:
             self.metrics.gaps.inc(isinstance(output, Gap))
             self.metrics.failures.inc(isinstance(output, Failed))
-        live.deliver(outputs)
+        self.submit(live, live.session.deliver(outputs))
+        live.talk.set()
+        live.room.set()
 
     def drop(self, live: Live) -> None:
         """Forgets a session."""
@@ -175,20 +230,21 @@ class Hub:
         if live.job is not None:
             self.scheduler.cancel(live.job)
             live.job = None
-        audio_s = live.session.intake.accepted_s
+        live.is_reserved = False
+        audio_s = live.session.accepted_s
         logger.info("session %s is over after %.1f s of audio", live.tag, audio_s, extra={"session": live.tag})
         if not self.live:
             self.empty.set()
 
     def trim(self) -> None:
         """Forgets the oldest finished sessions where there are more of them than may run."""
-        finished = [live for live in self.live.values() if live.job is None and live.timer is not None]
+        finished = [live for live in self.live.values() if not live.is_running and live.timer is not None]
         for live in finished[: max(0, len(finished) - self.limits.sessions)]:
             self.drop(live)
 
     # Connections
 
-    async def serve(self, socket: WebSocket, live: Live) -> None:
+    async def serve(self, socket: Connection, live: Live) -> None:
         """Moves messages until the session or the connection ends. A broken connection leaves the session behind."""
         replaced = live.replaced = asyncio.Event()
         live.talk.set()
@@ -206,7 +262,7 @@ class Hub:
         if ended == 1 and live.job is not None:
             self.scheduler.cancel(live.job)
             live.job = None
-        if self.is_draining:
+        if self.is_draining or not live.session.is_resumable:
             self.drop(live)
         else:  # a client that missed the last words may come back for them, too
             live.timer = loop.call_later(self.limits.resume_s, self.drop, live)
@@ -214,45 +270,43 @@ class Hub:
         if ended == 1:
             await close(socket, *(live.session.close or (1000, "")))
 
-    async def read(self, socket: WebSocket, live: Live, replaced: asyncio.Event) -> None:
+    async def read(self, socket: Connection, live: Live, replaced: asyncio.Event) -> None:
         """Hands over what the client sends; returns when it has gone."""
         session = live.session
         loop, pace = asyncio.get_running_loop(), Pace(self.limits.speed, self.limits.messages_per_s)
+        idle_s = min(self.limits.idle_s, session.idle_s or self.limits.idle_s)
         while True:
             while session.is_behind:
                 live.room.clear()
                 await live.room.wait()
             message: Mapping[str, Any] | None = None
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(None if session.is_ended else self.limits.idle_s):
+                async with asyncio.timeout(None if session.is_ended else idle_s):
                     message = await socket.receive()
             if live.replaced is not replaced or message is not None and message["type"] == "websocket.disconnect":
                 return
-            before_s = session.intake.accepted_s
+            before_s = session.accepted_s
             if message is None:
-                seconds = f"{self.limits.idle_s:g}"
-                session.error("idle", f"no message came for {seconds} s; the session ends, start a new one")
-                items = session.finish()
+                items = session.expire(idle_s)
             elif (data := message.get("bytes")) is not None:
                 items = session.receive_bytes(data)
             else:
                 items = session.receive_text(message["text"])
-            audio_s = session.intake.accepted_s - before_s
+            audio_s = session.accepted_s - before_s
             self.metrics.on_audio(audio_s)
-            if live.job is not None:
-                self.scheduler.submit(live.job, items)
+            self.submit(live, items)
             live.talk.set()
             if wait_s := pace.add(audio_s, loop.time()):
                 await asyncio.sleep(wait_s)
 
-    async def write(self, socket: WebSocket, live: Live, replaced: asyncio.Event) -> None:
+    async def write(self, socket: Connection, live: Live, replaced: asyncio.Event) -> None:
         """Sends what there is to say; returns when the session is over."""
         session = live.session
         while True:
             live.talk.clear()
-            while live.replaced is replaced and (message := session.next_message()) is not None:
+            while live.replaced is replaced and (frame := session.next_frame()) is not None:
                 try:
-                    await socket.send_text(json.dumps(message, ensure_ascii=False))
+                    await (socket.send_text(frame) if isinstance(frame, str) else socket.send_bytes(frame))
                     await asyncio.sleep(0)  # sending need not yield: others have their turn, and a loss is noticed
                 except (RuntimeError, OSError) as e:  # how uvicorn and starlette tell a closed connection
                     raise WebSocketDisconnect(1006) from e
@@ -272,10 +326,8 @@ class Hub:
             if live.replaced is None:
                 self.drop(live)  # nobody is listening
                 continue
-            if live.session.close is None and live.job is not None:
-                live.session.error("shutdown", "the server is shutting down; the last words follow")
-                live.session.farewell = (GOING_AWAY, "shutdown")
-                self.scheduler.submit(live.job, live.session.finish())
+            if live.session.close is None:
+                self.submit(live, live.session.shut_down())
                 live.talk.set()
         if not self.live:
             return
@@ -291,7 +343,7 @@ class Hub:
             self.loop.call_soon_threadsafe(self.empty.set)
 
 
-async def close(socket: WebSocket, code: int, reason: str) -> None:
+async def close(socket: Connection, code: int, reason: str) -> None:
     try:
         await socket.close(code, reason)
     except (WebSocketDisconnect, RuntimeError, OSError):  # it has gone already

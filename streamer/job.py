@@ -8,13 +8,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from core.audio import FRAMES_PER_SECOND, RECEPTIVE_FIELD, SAMPLE_RATE, Samples
-from core.engine import Engine, Pass, Stream
+from core.engine import Engine, Pass, Stream, StreamConfig
 from core.transcript import Event
 
 AHEAD_S = 2.0  # audio sent faster than real time is put behind that of others by this much at most
 CATCH_UP = 0.9  # a session that was ahead once counts as real time again after ten times that
 FLUSH_S = 0.25  # a flush costs its session this much of its turn
 YOUNG_S, IDLE_S = 5.0, 3.0  # a session counts as at work from its beginning, and after a step, for so long
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Opening:
+    """The stream that a session asks for. Another object is another stream."""
+
+    config: StreamConfig
+    model: str = ""  # empty: whatever the server has
+    n_streams: int = 1  # one a channel that is transcribed by itself
+    partials: bool = True  # without, steps that only show partials may be left out
+    note: str = ""  # for the log
 
 
 class Command(enum.Enum):

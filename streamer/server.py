@@ -29,13 +29,13 @@ import clients
 from core.engine import Engine
 from streamer.auth import Access, carried_keys, choose_subprotocol, is_loopback_name
 from streamer.http import WebSocketProtocol, http_protocol
-from streamer.hub import TRY_LATER, Busy, Hub, Limits, close
+from streamer.hub import Busy, Hub, Limits, close
 from streamer.metrics import Metrics
 from streamer.protocols import native
 from streamer.protocols.native import ProtocolError, Resume, Start
 from streamer.recognizer import Recognizer, read_hotwords
 from streamer.scheduler import Scheduler
-from streamer.session import POLICY
+from streamer.session import POLICY, TRY_LATER
 
 PAGE = Path(clients.__file__).parent / "web"
 PAGE_FILES = {

@@ -7,18 +7,20 @@ No socket, thread or clock here.
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from core.audio import HOP, SAMPLE_RATE
 from core.transcript import Gap, Transcript
 from streamer.intake import Intake
-from streamer.job import Command, Failed, Finished, Flushed, Item, OfChannel, Output, Progress, Widened
+from streamer.job import Command, Failed, Finished, Flushed, Item, OfChannel, Opening, Output, Progress, Widened
 from streamer.protocols import native
 from streamer.protocols.native import Message, ProtocolError, Start
 
-NORMAL, POLICY, INTERNAL = 1000, 1008, 1011  # websocket close codes
+NORMAL, GOING_AWAY, POLICY, INTERNAL, TRY_LATER = 1000, 1001, 1008, 1011, 1013  # websocket close codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +45,15 @@ class Entry:
 class Session:
     """The state of one session. `receive_*` for what the client says, `deliver` for what the engine says."""
 
+    is_resumable: ClassVar[bool] = True
+    idle_s: ClassVar[float | None] = None
+
     def __init__(self, session_id: str, start: Start, limits: SessionLimits | None = None) -> None:
         self.session_id = session_id
         self.start = start
         self.limits = limits or SessionLimits()
         self.config = start.config()
+        self.opening = Opening(self.config, start.model, start.n_streams, start.partials, str(start))
         self.intake = Intake(start.sample_rate, start.encoding, start.channels, start.split)
         self.seq = 0
         self.unsent: deque[Entry] = deque()
@@ -112,6 +118,25 @@ class Session:
         self.n_pushed += len(tail)
         return [tail, Command.FINISH] if len(tail) else [Command.FINISH]
 
+    def expire(self, idle_s: float) -> list[Item]:
+        """Nothing came for so long: the session ends."""
+        self.error("idle", f"no message came for {idle_s:g} s; the session ends, start a new one")
+        return self.finish()
+
+    def shut_down(self) -> list[Item]:
+        """The server stops: the last words, then the end."""
+        self.error("shutdown", "the server is shutting down; the last words follow")
+        self.farewell = (GOING_AWAY, "shutdown")
+        return self.finish()
+
+    def refuse(self, message: str) -> None:
+        self.fail("busy", message, TRY_LATER)
+
+    @property
+    def accepted_s(self) -> float:
+        """Seconds of audio accepted, from the beginning."""
+        return self.intake.accepted_s
+
     @property
     def is_behind(self) -> bool:
         """Whether no more should be read from the client until this turns False."""
@@ -125,8 +150,8 @@ class Session:
 
     # The engine's side
 
-    def deliver(self, outputs: Sequence[Output]) -> None:
-        """Turns what the scheduler says into messages."""
+    def deliver(self, outputs: Sequence[Output]) -> list[Item]:
+        """Turns what the scheduler says into messages; nothing follows for the scheduler."""
         for tagged in outputs:
             output = tagged.output if isinstance(tagged, OfChannel) else tagged
             channel = tagged.channel if isinstance(tagged, OfChannel) else 0
@@ -148,6 +173,7 @@ class Session:
                     self.close = self.close or self.farewell
             elif isinstance(output, Failed):
                 self.fail(output.code, output.message, INTERNAL)
+        return []
 
     def is_answered(self, kind: type[Flushed | Finished], channel: int) -> bool:
         """Notes the answer of a channel; True where it was the last one missing."""
@@ -232,6 +258,11 @@ class Session:
             old = self.sent.popleft()
             self.forgotten_seq = self.forgotten_seq if old.key else old.seq
         return entry.message
+
+    def next_frame(self) -> str | None:
+        """`next_message` as it is sent."""
+        message = self.next_message()
+        return None if message is None else json.dumps(message, ensure_ascii=False)
 
     @property
     def is_over(self) -> bool:

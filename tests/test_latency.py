@@ -18,7 +18,8 @@ from core.engine import Engine, StreamConfig
 from core.normalise import normalise
 from core.transcript import Gap
 from streamer.bench.latency import Setting, measure, spoken
-from streamer.bench.latency_report import Heard, delays, finalizations, first_words, report, table
+from streamer.bench.latency_report import Heard, delays, finalizations, first_words, report
+from streamer.bench.latency_table import table
 from streamer.bench.listeners import LocalAgreement, PocketSphinxListener, WhisperListener, spelled
 from streamer.bench.plots import plot_latency
 from streamer.bench.references import ALIGNERS, Reference, load_aligner, references

@@ -25,7 +25,8 @@ from core.audio import SAMPLE_RATE
 from core.engine import LATENCIES, Engine, StreamConfig
 from core.normalise import normalise
 from core.training.manifest import Utterance
-from streamer.bench.latency_report import Heard, delays, report, table
+from streamer.bench.latency_report import Heard, delays, report
+from streamer.bench.latency_table import table
 from streamer.bench.listeners import load_peer
 from streamer.bench.plots import plot_latency
 from streamer.bench.references import ALIGNERS, references

@@ -184,6 +184,8 @@ class StreamClient:
             await connection.send(json.dumps(hello))
             async with asyncio.timeout(OPEN_S):
                 message = json.loads(await connection.recv())
+            if message.get("code") == "busy":
+                raise ServerError(f"{self.url}: {message.get('message')}")
             if message.get("type") != "ready":
                 raise StreamError(f"{self.url}: {message.get('message', message)}")
         except (ConnectionClosed, TimeoutError, ValueError) as e:

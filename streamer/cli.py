@@ -159,6 +159,7 @@ def serve(arguments: Sequence[str]) -> int:
     limits.add_argument(
         "--max-sessions", type=int, default=32, metavar="N", help="fewer where more would make steps late"
     )
+    limits.add_argument("--no-load-limit", action="store_true", help="take --max-sessions even where steps get late")
     limits.add_argument("--sessions-per-client", type=int, metavar="N", help="of one key or, without keys, one address")
     limits.add_argument(
         "--resume-seconds",

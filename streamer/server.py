@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import ssl
@@ -28,11 +29,14 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 import clients
 from core.engine import Engine
 from streamer.auth import Access, carried_keys, choose_subprotocol, is_loopback_name
+from streamer.dialect import Conversation
 from streamer.http import WebSocketProtocol, http_protocol
 from streamer.hub import Busy, Hub, Limits, close
+from streamer.job import Opening
 from streamer.metrics import Metrics
 from streamer.protocols import native
 from streamer.protocols.native import ProtocolError, Resume, Start
+from streamer.protocols.vosk import Vosk
 from streamer.recognizer import Recognizer, read_hotwords
 from streamer.scheduler import Scheduler
 from streamer.session import POLICY, TRY_LATER
@@ -87,6 +91,7 @@ class App:
             Route("/ready", self.ready, methods=["GET"]),
             Route("/metrics", self.show_metrics, methods=["GET"]),
             WebSocketRoute("/v1/stream", self.stream),
+            WebSocketRoute("/{path:path}", self.vosk),
         ]
 
     # Access
@@ -148,8 +153,7 @@ class App:
         if refused is None and (self.hub.is_draining or self.start_options(websocket)):
             refused = self.refused_for_room(websocket)
         if refused is not None:
-            await websocket.send_denial_response(refused)
-            await asyncio.sleep(0)  # uvicorn 0.54 logs an error unless it has seen its own close before we return
+            await self.deny(websocket, refused)
             return
         await websocket.accept(choose_subprotocol(websocket.scope["subprotocols"]))
         try:
@@ -170,9 +174,33 @@ class App:
             return
         await self.hub.serve(websocket, live)
 
-    def refused_for_room(self, websocket: WebSocket) -> Response | None:
+    # Other protocols
+
+    async def vosk(self, websocket: WebSocket) -> None:
+        """Any path that is not another's: clients of Vosk use what their user has typed."""
+        await self.converse(websocket, Vosk(secrets.token_urlsafe(24), self.defaults, self.models, self.limits.session))
+
+    async def converse(self, websocket: WebSocket, session: Conversation) -> None:
+        """One connection in another protocol, from its handshake to its end."""
+        refused = self.refusal(websocket) or self.refused_for_room(websocket, session.opening)
+        if refused is not None:
+            await self.deny(websocket, refused)
+            return
+        await websocket.accept(choose_subprotocol(websocket.scope["subprotocols"]))
         try:
-            self.hub.check_room(self.owner(websocket))
+            live = self.hub.enter(session, self.owner(websocket))
+        except Busy as e:
+            await close(websocket, TRY_LATER, str(e))
+            return
+        await self.hub.serve(websocket, live)
+
+    async def deny(self, websocket: WebSocket, refused: Response) -> None:
+        await websocket.send_denial_response(refused)
+        await asyncio.sleep(0)  # uvicorn 0.54 logs an error unless it has seen its own close before we return
+
+    def refused_for_room(self, websocket: WebSocket, opening: Opening | None = None) -> Response | None:
+        try:
+            self.hub.check_room(self.owner(websocket), opening)
         except Busy as e:
             return self.refuse(503, "busy", str(e), {"retry-after": str(e.retry_after_s)})
         return None
@@ -373,6 +401,7 @@ def run_server(args: argparse.Namespace) -> int:
     engine, *others = [recognizer.engine for recognizer in recognizers]
     limits = Limits(
         sessions=args.max_sessions,
+        by_load=not args.no_load_limit,
         sessions_per_client=args.sessions_per_client,
         resume_s=args.resume_seconds,
         connections=4 * args.max_sessions + 256,

@@ -4,7 +4,8 @@ The server runs in a process of its own; this process is the clients. They conne
 random time and at another place of the speech, and send it as fast as it is spoken, without pauses between the
 recordings. At each level two things are measured: what the server says of its steps (from a step's audio to its
 result), and what the clients see (from the last sample that a partial covers to the partial). The ramp ends where
-95 % of the steps no longer come within one hop, where audio is lost, or where the server takes no more.
+95 % of the steps no longer come within one hop, where audio is lost, or where the server takes no more. Left to
+itself a server takes somewhat fewer (`--admission`).
 """
 
 from __future__ import annotations
@@ -313,6 +314,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="recordings of speech")
     parser.add_argument("--url", metavar="ws://HOST:PORT", help="measure a running server instead of an own one")
     parser.add_argument("--api-key", metavar="KEY", help="of that server")
+    parser.add_argument("--admission", action="store_true", help="let the own server refuse sessions, as it would")
     parser.add_argument("--start", type=int, default=1, metavar="N", help="sessions at first")
     parser.add_argument("--add", type=int, default=1, metavar="N", help="more sessions at each level")
     parser.add_argument("--max", type=int, default=1000, metavar="N", help="sessions at most")
@@ -342,7 +344,8 @@ async def measured(args: argparse.Namespace, speech: bytes, show: Callable[[str]
     plan = (speech, args.latency, args.start, args.add, args.max, args.hold, show)
     if args.url:
         return await ramp(Server(args.url, args.api_key), *plan)
-    options = ["--model", args.model, "--device", args.device, "--dtype", args.dtype]
+    options = [] if args.admission else ["--no-load-limit"]
+    options += ["--model", args.model, "--device", args.device, "--dtype", args.dtype]
     if args.threads is not None:
         options += ["--threads", str(args.threads)]
     async with own_server(options) as server:

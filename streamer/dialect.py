@@ -16,6 +16,8 @@ from core.transcript import Event, Gap, Transcript
 from streamer.job import Command, Failed, Finished, Flushed, Item, OfChannel, Opening, Output, Progress
 from streamer.session import GOING_AWAY, INTERNAL, NORMAL, TRY_LATER, SessionLimits
 
+REASON_BYTES = 123  # that a close frame has room for
+
 Frame = str | bytes  # a text or a binary message
 
 
@@ -159,14 +161,13 @@ class Dialect:
     def end(self, code: int = NORMAL, reason: str = "") -> None:
         """The conversation is over, after what it has already to say."""
         self.is_ended = True
-        self.close = self.close or (code, reason)
+        self.close = self.close or (code, reason.encode()[:REASON_BYTES].decode(errors="ignore"))
 
-    @property
-    def heard_s(self) -> float:
+    def heard_s(self, channel: int = 0) -> float:
         """Audio of the present stream that the engine has heard, context included."""
         if self.opening is None:
             return 0.0
-        return min(min(self.processed) + self.opening.config.right * HOP, self.n_pushed) / SAMPLE_RATE
+        return min(self.processed[channel] + self.opening.config.right * HOP, self.n_pushed) / SAMPLE_RATE
 
     def on_event(self, event: Event, channel: int) -> None:
         """A partial, a final or a gap."""

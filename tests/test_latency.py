@@ -361,3 +361,12 @@ def test_wrong_use(arguments: list[str], message: str, capsys: pytest.CaptureFix
         main(["bench", "latency", "a.tsv", *arguments])
     error = capsys.readouterr().err
     assert re.search(message, error) and error.count("\n") == 1
+
+
+def test_a_plot_that_cannot_be_drawn(
+    planted_set: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("streamer.bench.plots.find_spec", lambda name: None)
+    for command in ("latency", "stitch"):
+        assert main(["bench", command, str(planted_set), "--plot", "x.png", "--model", "/no/model"]) == 1
+        assert "pip install '.[bench]'" in capsys.readouterr().err

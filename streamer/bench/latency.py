@@ -28,7 +28,7 @@ from core.training.manifest import Utterance
 from streamer.bench.latency_report import Heard, delays, report
 from streamer.bench.latency_table import table
 from streamer.bench.listeners import load_peer
-from streamer.bench.plots import plot_latency
+from streamer.bench.plots import plot_latency, require_matplotlib
 from streamer.bench.references import ALIGNERS, references
 from streamer.bench.replay import Listener, OwnListener, ShownWord, Snapshot, replay
 from streamer.bench.systems import ModelChoice, Transcribe, load_system
@@ -148,6 +148,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         )
     setting = Setting(args.block_ms * SAMPLE_RATE // 1000, round(args.silence * SAMPLE_RATE), args.aligner)
     task = task_of(args, parser)
+    if args.plot is not None:
+        require_matplotlib()  # before minutes of work
     recognizer = load_recognizer(args)
     result, of_words = measure(recognizer.engine, presets, peers, task, setting, args.threads)
     print(json.dumps(result) if args.json else table(result))

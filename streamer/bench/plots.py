@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +13,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """Inches.
+def require_matplotlib() -> None:
+    """Raises ValueError where it is not installed."""
+    if find_spec("matplotlib") is None:
+        raise ValueError("Plots need matplotlib: pip install '.[bench]'")
 
-    Raises:
-        ValueError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as e:
-        raise ValueError("Plots need matplotlib: pip install '.[bench]'") from e
+
+def new_figure(width: float, height: float) -> Figure:
+    """Inches. Raises ValueError where matplotlib is not installed."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="constrained")
 
 

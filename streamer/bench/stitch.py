@@ -21,7 +21,7 @@ from core.features import normalize
 from core.normalise import normalise
 from core.stitcher import Emission
 from streamer.bench.metrics import edits
-from streamer.bench.plots import plot_stitch
+from streamer.bench.plots import plot_stitch, require_matplotlib
 from streamer.bench.stitchers import METHODS, Method, Plan, Window, greedy_text, plan_windows
 from streamer.bench.task import Task, add_set_arguments, task_of
 from streamer.recognizer import load_recognizer
@@ -174,6 +174,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     task = task_of(args, parser)
+    if args.plot is not None:
+        require_matplotlib()  # before minutes of work
     recognizer = load_recognizer(args)
     result = measure(recognizer.engine, task, args.plan or default_plans())
     print(json.dumps(result) if args.json else table(result))

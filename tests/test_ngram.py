@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from core.beam import LanguageModel
+from core.training.language_model import build_language_model, read_text
 from core.training.ngram import BEGIN, END, UNKNOWN, Ngrams, continuation_counts, count_grams, estimate, write_arpa
 
 TEXT = ["the cat sat on the mat", "the dog sat on the cat", "a cat and a dog", "the mat", "on and on", "sat"] * 2 + [
@@ -76,3 +78,21 @@ def test_arpa_holds_the_model(tmp_path: Path) -> None:
             assert len(weight) == (n < 3 and gram[-1] != END)
     write_arpa(model, tmp_path / "again.arpa.gz")
     assert (tmp_path / "again.arpa.gz").read_bytes()[10:] != b""
+
+
+def test_prose_and_tsv_become_a_folder_that_beam_search_loads(tmp_path: Path) -> None:
+    prose, table = tmp_path / "book.txt", tmp_path / "lines.tsv"
+    prose.write_text('It was 7 o\'clock. "Mr. Hale\nsat down;" nobody spoke.')
+    table.write_text("id-1\tTHE CAT SAT\nid-2\tA DOG SAT\n")
+    assert list(read_text(prose)) == ["IT WAS SEVEN O'CLOCK", "HALE SAT DOWN", "NOBODY SPOKE"]
+    output = tmp_path / "lm"
+    settings = LanguageModel(output, alpha=0.3, beta=2.0, unknown=-4.0)
+    build_language_model([prose, table], output, (1, 1), settings)
+    model = LanguageModel.load(output)
+    assert (model.path.name, model.alpha, model.beta, model.unknown) == ("2gram.arpa.gz", 0.3, 2.0, -4.0)
+    assert model.words is not None and {"CAT", "O'CLOCK", "HALE"} <= set(model.words)
+    with pytest.raises(ValueError, match="do not fall"):
+        build_language_model([prose], output, (2, 1), settings)
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(ValueError, match=r"empty\.txt"):
+        build_language_model([tmp_path / "empty.txt"], output, (1,), settings)

@@ -12,6 +12,7 @@ import torch
 
 from core.acoustic import AcousticModel, choose_device
 from core.audio import from_int16
+from core.beam import LanguageModel
 from core.checkpoint import load_config, load_model, resolve, save_model
 from core.configuration import Wav2Vec2Config
 from core.pretraining import Wav2Vec2ForPreTraining
@@ -21,6 +22,7 @@ from core.training.corpus import MAX_SECONDS, MIN_SECONDS, Clip, Corpus, Speech,
 from core.training.distil import distil
 from core.training.evaluate import evaluate, write_texts
 from core.training.finetune import finetune
+from core.training.language_model import build_language_model
 from core.training.manifest import read_set
 from core.training.plot import plot
 from core.training.prepare import Prepared, prepare
@@ -31,6 +33,8 @@ from core.training.synthesize import SynthesisConfig, read_sentences, synthesize
 from core.training.voices import PROGRAMS, find_programs, kokoro, piper
 from core.training.whisper import load_teacher
 from core.wav2vec2 import PreTrainedModel, Wav2Vec2ForCTC
+
+DEFAULTS = LanguageModel(Path())
 
 
 def add_run(parser: argparse.ArgumentParser, steps: int, rate: float, batch_s: float) -> None:
@@ -106,6 +110,16 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--texts", type=Path, metavar="DIR", help="write references and what was heard")
     command.add_argument("--device", default="auto")
     command.add_argument("--threads", type=int, metavar="N", help="of PyTorch")
+
+    command = commands.add_parser("lm", help="text to an n-gram language model for --lm")
+    command.add_argument("text", nargs="+", type=Path, help="prose, or a tsv with a sentence in the last column")
+    command.add_argument("--output", type=Path, required=True, metavar="DIR")
+    command.add_argument(
+        "--least", nargs="+", type=int, default=[1, 1, 2], metavar="N", help="occurrences of words, pairs, threes …"
+    )
+    for name, default in (("alpha", DEFAULTS.alpha), ("beta", DEFAULTS.beta)):
+        command.add_argument(f"--{name}", type=float, default=default, help="default: %(default)s")
+    command.add_argument("--unknown", type=float, default=DEFAULTS.unknown, help="for a new word; default: %(default)s")
 
     command = commands.add_parser("plot", help="learning curves of logs (needs matplotlib)")
     command.add_argument("log", nargs="+", type=Path, help="a training.csv, or the folder of a run")
@@ -240,6 +254,14 @@ def run_evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_lm(args: argparse.Namespace) -> int:
+    settings = LanguageModel(args.output, alpha=args.alpha, beta=args.beta, unknown=args.unknown)
+    model = build_language_model(args.text, args.output, args.least, settings)
+    sizes = ", ".join(f"{len(level)} {n}-grams" for n, level in enumerate(model.log_probs, 1))
+    print(f"{sizes} in {args.output}")
+    return 0
+
+
 def run_plot(args: argparse.Namespace) -> int:
     plot(args.log, args.output)
     print(f"saved {args.output}")
@@ -253,6 +275,7 @@ RUNS = {
     "distil": run_distil,
     "finetune": run_finetune,
     "evaluate": run_evaluate,
+    "lm": run_lm,
     "plot": run_plot,
 }
 

@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol
 
 from core.audio import HOP, SAMPLE_RATE, Samples
 from core.transcript import Event, Gap, Transcript
-from streamer.job import Command, Failed, Finished, Flushed, Item, OfChannel, Opening, Output, Progress
+from streamer.job import Command, Failed, Finished, Flushed, Item, OfChannel, Opening, Output, Progress, Widened
 from streamer.session import GOING_AWAY, INTERNAL, NORMAL, TRY_LATER, SessionLimits
 
 REASON_BYTES = 123  # that a close frame has room for
@@ -107,6 +107,7 @@ class Dialect:
         self.n_pushed = 0  # 16 kHz samples handed to the scheduler
         self.processed = [0]  # of them, done; of each stream
         self.answers: dict[type[Flushed | Finished], list[int]] = {}
+        self.is_widened = False  # steps that only show partials are left out
         self.is_ended = False
         self.farewell = (NORMAL, "")  # the close code and reason after the last words
         self.close: tuple[int, str] | None = None
@@ -199,6 +200,8 @@ class Dialect:
             if isinstance(output, Progress):
                 self.processed[channel] = output.n_processed
                 self.on_progress(channel)
+            elif isinstance(output, Widened):
+                self.is_widened = output.is_widened
             elif isinstance(output, Transcript | Gap):
                 self.on_event(output, channel)
             elif isinstance(output, Flushed):
@@ -229,7 +232,8 @@ class Dialect:
         if self.opening is None:
             return 0.0
         config = self.opening.config
-        return max(0, self.n_pushed - min(self.processed) - (config.hop + config.right) * HOP) / SAMPLE_RATE
+        hops = config.most_hops if self.is_widened or not self.opening.partials else 1
+        return max(0, self.n_pushed - min(self.processed) - (hops * config.hop + config.right) * HOP) / SAMPLE_RATE
 
     @property
     def is_behind(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -15,7 +16,9 @@ import socket
 import ssl
 import sys
 import threading
+import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
@@ -34,7 +37,9 @@ from streamer.http import WebSocketProtocol, http_protocol
 from streamer.hub import Busy, Hub, Limits, close
 from streamer.job import Opening
 from streamer.metrics import Metrics
-from streamer.protocols import native
+from streamer.protocols import deepgram, native
+from streamer.protocols.deepgram import QueryError
+from streamer.protocols.deepgram_session import Deepgram
 from streamer.protocols.native import ProtocolError, Resume, Start
 from streamer.protocols.vosk import Vosk
 from streamer.recognizer import Recognizer, read_hotwords
@@ -91,6 +96,7 @@ class App:
             Route("/ready", self.ready, methods=["GET"]),
             Route("/metrics", self.show_metrics, methods=["GET"]),
             WebSocketRoute("/v1/stream", self.stream),
+            WebSocketRoute("/v1/listen", self.listen),
             WebSocketRoute("/{path:path}", self.vosk),
         ]
 
@@ -178,15 +184,36 @@ class App:
 
     async def vosk(self, websocket: WebSocket) -> None:
         """Any path that is not another's: clients of Vosk use what their user has typed."""
-        await self.converse(websocket, Vosk(secrets.token_urlsafe(24), self.defaults, self.models, self.limits.session))
-
-    async def converse(self, websocket: WebSocket, session: Conversation) -> None:
-        """One connection in another protocol, from its handshake to its end."""
-        refused = self.refusal(websocket) or self.refused_for_room(websocket, session.opening)
+        refused = self.refusal(websocket) or self.refused_for_room(websocket)
         if refused is not None:
             await self.deny(websocket, refused)
             return
-        await websocket.accept(choose_subprotocol(websocket.scope["subprotocols"]))
+        await self.converse(websocket, Vosk(secrets.token_urlsafe(24), self.defaults, self.models, self.limits.session))
+
+    async def listen(self, websocket: WebSocket) -> None:
+        """`/v1/listen` of Deepgram."""
+        request_id, created = str(uuid.uuid4()), datetime.now(UTC).isoformat(timespec="milliseconds")
+        headers, refused = {"dg-request-id": request_id}, self.refusal(websocket)
+        if refused is None:
+            try:
+                listen = deepgram.parse(websocket.query_params.multi_items(), self.defaults, self.models)
+                session = Deepgram(request_id, listen, created.replace("+00:00", "Z"), self.limits.session)
+                refused = self.refused_for_room(websocket, session.opening)
+            except QueryError as e:
+                refused = self.refuse(400, "query", str(e))
+        if refused is None:
+            await self.converse(websocket, session, headers)
+            return
+        body = deepgram.refusal(refused.status_code, json.loads(bytes(refused.body))["error"]["message"], request_id)
+        headers["dg-error"] = str(body["err_msg"]).encode("ascii", "replace").decode()
+        await self.deny(websocket, JSONResponse(body, refused.status_code, headers))
+
+    async def converse(
+        self, websocket: WebSocket, session: Conversation, headers: dict[str, str] | None = None
+    ) -> None:
+        """One connection in another protocol, from its acceptance to its end."""
+        raw = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+        await websocket.accept(choose_subprotocol(websocket.scope["subprotocols"]), raw)
         try:
             live = self.hub.enter(session, self.owner(websocket))
         except Busy as e:
@@ -196,7 +223,6 @@ class App:
 
     async def deny(self, websocket: WebSocket, refused: Response) -> None:
         await websocket.send_denial_response(refused)
-        await asyncio.sleep(0)  # uvicorn 0.54 logs an error unless it has seen its own close before we return
 
     def refused_for_room(self, websocket: WebSocket, opening: Opening | None = None) -> Response | None:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 
 import h11
+from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode, Frame
@@ -75,6 +76,12 @@ class HttpProtocol(H11Protocol):
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """Holds no more for a client than it reads or than one message may be."""
+
+    async def send(self, message: ASGISendEvent) -> None:
+        await super().send(message)
+        # uvicorn 0.54 takes a handshake that was answered by HTTP for one that the app forgot, until the transport has
+        # closed; with TLS that takes a while.
+        self.handshake_complete |= self.close_sent
 
     def handle_ping(self) -> None:
         if self.writable.is_set():

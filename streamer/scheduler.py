@@ -87,7 +87,8 @@ class Scheduler:
         self.is_widened = False
         self.widened_at = self.adapted_at = 0.0
         self.wake = threading.Condition()
-        self.warm = threading.Event()
+        self.warm = threading.Event()  # or broken
+        self.has_run = False
         self.thread: threading.Thread | None = None
         self.is_closing = False
 
@@ -96,11 +97,17 @@ class Scheduler:
         return self.thread is not None and self.thread.is_alive()
 
     def start(self) -> None:
-        """Returns when the model has run once: its first windows are slow, and tell nothing about the later ones."""
+        """Returns when the model has run once: its first windows are slow, and tell nothing about the later ones.
+
+        Raises:
+            RuntimeError: it could not run them.
+        """
         self.is_closing = False
         self.thread = threading.Thread(target=self.run, name="scheduler", daemon=True)
         self.thread.start()
         self.warm.wait()
+        if not self.has_run:
+            raise RuntimeError("the model failed on its first windows; its error is in the log")
 
     def close(self) -> None:
         """Ends the thread after its current batch; jobs that are left get no more answers."""
@@ -190,6 +197,7 @@ class Scheduler:
         try:
             try:
                 self.warm_up()
+                self.has_run = True
             finally:
                 self.warm.set()
             while True:

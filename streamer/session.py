@@ -145,7 +145,8 @@ class Session:
     @property
     def backlog_s(self) -> float:
         """Seconds of audio that wait for the model, without those it needs as context anyway."""
-        waiting = self.n_pushed - min(self.processed) - (self.config.hop + self.config.right) * HOP
+        hops = self.config.most_hops if self.is_widened or not self.start.partials else 1
+        waiting = self.n_pushed - min(self.processed) - (hops * self.config.hop + self.config.right) * HOP
         return max(0, waiting) / SAMPLE_RATE
 
     # The engine's side

@@ -365,6 +365,19 @@ def test_channels_are_transcribed_apart() -> None:
     assert not scheduler.jobs and not scheduler.active
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_model_that_cannot_run_is_told_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(PlantedModel):
+        def emit(self, windows: Sequence[Samples]) -> list[np.ndarray]:
+            raise RuntimeError("no kernel")
+
+    scheduler = make(Broken())
+    with pytest.raises(RuntimeError, match="first windows"):
+        scheduler.start()
+    scheduler.close()
+    assert "no kernel" in caplog.text
+
+
 def test_batch_must_hold_something() -> None:
     with pytest.raises(ValueError, match="at least 1 stream"):
         make(max_batch=0)

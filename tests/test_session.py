@@ -172,6 +172,18 @@ def test_a_reader_that_stalls_stops_its_own_audio_only() -> None:
     assert not session.is_behind
 
 
+def test_steps_left_out_are_no_lag() -> None:
+    session = opened(endpoint_ms=5000)
+    session.receive_bytes(bytes(2 * 16000 * 2))
+    session.deliver([Progress(0)])
+    assert session.backlog_s == 1.0
+    session.deliver([Widened(True)])
+    assert session.backlog_s == 0.0
+    assert [(m["type"], m["widened"]) for m in said(session)] == [("lag", True)]
+    session.deliver([Widened(True), Widened(False)])
+    assert [(m["type"], m["widened"]) for m in said(session)] == [("lag", False)]
+
+
 def test_acks_where_asked_for() -> None:
     quiet, acked = opened(), opened(acks=True)
     for session in (quiet, acked):

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import json
 import re
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Coroutine
@@ -17,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from clients.websocket import StreamClient
 from core.audio import encode_pcm16
@@ -55,7 +57,7 @@ class Process:
         command = [sys.executable, "-m", "streamer", "serve", "--port", "0", "--model", str(model), "--threads", "1"]
         self.popen = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
         assert self.popen.stderr is not None
-        found = re.search(r" at (http://\S+:\d+)", self.popen.stderr.readline())
+        found = re.search(r" at (https?://\S+:\d+)", self.popen.stderr.readline())
         assert found is not None
         self.url = found[1]
         self.server = Server(self.url)
@@ -281,6 +283,32 @@ def test_ten_thousand_mad_messages(tiny_model_dir: Path) -> None:
             assert await transcript(server.url, data) == alone
             assert sum(await all_mad) >= 10_000
             assert await server.metric("streamer_sessions_failed_total") == 0
+
+    run(test())
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_tls_with_a_key_from_a_file(tiny_model_dir: Path, tmp_path: Path) -> None:
+    cert, key, secrets = tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "keys"
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    )
+    subprocess.run([*command.split(), "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
+    secrets.write_text("sesame\n")
+    options = ["--tls-cert", str(cert), "--tls-key", str(key), "--api-key-file", str(secrets)]
+
+    async def test() -> None:
+        async with process(tiny_model_dir, *options, "--log-format", "json") as server:
+            url = server.url.replace("http", "ws") + "/v1/stream"
+            assert url.startswith("wss://")
+            context = ssl.create_default_context(cafile=str(cert))
+            async with connect(url, ssl=context, additional_headers={"Authorization": "Bearer sesame"}) as connection:
+                await connection.send('{"type": "start"}')
+                assert "ready" in str(await connection.recv())
+            with pytest.raises(InvalidStatus, match="401"):
+                await connect(url, ssl=context)
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await connect(url)
 
     run(test())
 

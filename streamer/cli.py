@@ -179,7 +179,7 @@ def serve(arguments: Sequence[str]) -> int:
     log_to_stderr(args.log_format, args.log_level)
     # Before PyTorch is loaded: threads that spin while they wait take the other sessions' cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from streamer.server import run_server
+    from streamer.serve import run_server
 
     return run_server(args)
 

@@ -1,28 +1,19 @@
-"""The ASGI app: routes, access, health and metrics; and `streamer serve`, which runs it with uvicorn.
+"""The ASGI app: routes, access, health and metrics. `streamer/serve.py` runs it.
 
 The app holds no audio of its own: sessions live in `Hub`, the model in the scheduler's thread.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
-import os
 import secrets
-import signal
-import socket
-import ssl
-import sys
-import threading
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
@@ -31,9 +22,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 import clients
 from core.engine import Engine
-from streamer.auth import Access, carried_keys, choose_subprotocol, is_loopback_name
+from streamer.auth import Access, carried_keys, choose_subprotocol
 from streamer.dialect import Conversation
-from streamer.http import WebSocketProtocol, http_protocol
 from streamer.hub import Busy, Hub, Limits, close
 from streamer.job import Opening
 from streamer.metrics import Metrics
@@ -42,7 +32,7 @@ from streamer.protocols.deepgram import QueryError
 from streamer.protocols.deepgram_session import Deepgram
 from streamer.protocols.native import ProtocolError, Resume, Start
 from streamer.protocols.vosk import Vosk
-from streamer.recognizer import Recognizer, read_hotwords
+from streamer.protocols.wyoming import Wyoming
 from streamer.scheduler import Scheduler
 from streamer.session import POLICY, TRY_LATER
 
@@ -63,14 +53,17 @@ PAGE_HEADERS = {
 ACCESS_OPTIONS = ("token", "api_key")  # of the query string; not for the session
 
 
-class ServerError(Exception):
-    """The server cannot run as asked; the message is for the user."""
-
-
 class App:
     """The handlers of one app. `hub` lives from the app's startup on."""
 
-    def __init__(self, engines: Sequence[Engine], defaults: Start, access: Access, limits: Limits) -> None:
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        defaults: Start,
+        access: Access,
+        limits: Limits,
+        wyoming: socket.socket | None = None,
+    ) -> None:
         self.metrics = Metrics()
         self.scheduler = Scheduler(engines[0], on_step=self.metrics.on_step, others=engines[1:])
         self.metrics.watch(self.scheduler)
@@ -78,15 +71,19 @@ class App:
         self.models = tuple(engine.model.name for engine in engines)
         self.access = access
         self.limits = limits
+        self.wyoming = wyoming
         self.hub = Hub(self.scheduler, limits, self.metrics, dict(zip(self.models, engines, strict=True)))
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         await asyncio.to_thread(self.scheduler.start)
         try:
-            yield
+            async with contextlib.AsyncExitStack() as stack:
+                if self.wyoming is not None:
+                    await stack.enter_async_context(serving_tcp(self.wyoming, self.hub, self.new_wyoming))
+                stack.push_async_callback(self.hub.drain)
+                yield
         finally:
-            await self.hub.drain()
             await asyncio.to_thread(self.scheduler.close)
 
     def routes(self) -> list[Route | WebSocketRoute]:
@@ -208,6 +205,9 @@ class App:
         headers["dg-error"] = str(body["err_msg"]).encode("ascii", "replace").decode()
         await self.deny(websocket, JSONResponse(body, refused.status_code, headers))
 
+    def new_wyoming(self, session_id: str) -> Wyoming:
+        return Wyoming(session_id, self.defaults, self.models, self.limits.session)
+
     async def converse(
         self, websocket: WebSocket, session: Conversation, headers: dict[str, str] | None = None
     ) -> None:
@@ -274,175 +274,16 @@ def create_app(
     access: Access | None = None,
     limits: Limits | None = None,
     others: Sequence[Engine] = (),
+    wyoming: socket.socket | None = None,
 ) -> Starlette:
     """The app; its startup begins the scheduler's thread, its shutdown drains all sessions.
 
     Args:
         others: engines of more models, which a client may ask for by name.
+        wyoming: where clients of Home Assistant's protocol connect.
     """
     defaults = defaults or Start(model=engine.model.name)
-    handlers = App([engine, *others], defaults, access or Access(), limits or Limits())
+    handlers = App([engine, *others], defaults, access or Access(), limits or Limits(), wyoming)
     app = Starlette(routes=handlers.routes(), lifespan=handlers.lifespan)
     app.state.hub = handlers.hub
     return app
-
-
-class Server(uvicorn.Server):
-    """uvicorn that lets every session say its last words before connections are closed, and then returns."""
-
-    def __init__(self, config: uvicorn.Config, hub: Hub) -> None:
-        super().__init__(config)
-        self.hub = hub
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for server in self.servers:
-            server.close()
-        await self.hub.drain()
-        await super().shutdown(sockets)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but the signal is not raised again at the end: an orderly stop exits with 0."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {sig: signal.signal(sig, self.stop) for sig in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for sig, handler in before.items():
-                signal.signal(sig, handler)
-
-    def stop(self, sig: int, frame: FrameType | None) -> None:
-        """Drains; at the second time stops at once."""
-        self.force_exit = self.should_exit
-        self.should_exit = True
-        if self.force_exit:
-            self.hub.give_up()
-
-
-def make_server(app: Starlette, limits: Limits, tls_cert: str | None = None, tls_key: str | None = None) -> Server:
-    """uvicorn with this app. Its log would show keys in query strings: only warnings are let through."""
-    config = uvicorn.Config(
-        app,
-        http=http_protocol(limits.header_s, limits.connections),
-        ws=WebSocketProtocol,
-        lifespan="on",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        ws_max_size=limits.message_bytes,
-        ws_ping_interval=20,
-        ws_ping_timeout=60,  # a pong may queue behind audio that is not read yet
-        ws_per_message_deflate=False,
-        timeout_graceful_shutdown=5,
-        ssl_certfile=tls_cert,
-        ssl_keyfile=tls_key,
-    )
-    return Server(config, app.state.hub)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Raises ServerError where the address cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except (OSError, OverflowError) as e:
-        raise ServerError(f"cannot listen on {host} port {port}: {getattr(e, 'strerror', None) or e}") from e
-
-
-def gather_keys(given: Sequence[str], path: str | None, environment: str) -> list[str]:
-    """Keys of the command line, of a file (one a line) and of the environment (separated by spaces).
-
-    Raises:
-        ServerError: the file cannot be read, or holds none.
-    """
-    keys = [*given, *environment.split()]
-    if path is not None:
-        try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as e:
-            raise ServerError(f"cannot read --api-key-file {path}: {getattr(e, 'strerror', None) or e}") from e
-        found = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
-        if not found:
-            raise ServerError(f"--api-key-file {path} holds no key; expected one a line")
-        keys += found
-    return keys
-
-
-def check_origins(origins: Sequence[str]) -> None:
-    """Raises ServerError where one is not what a browser would send."""
-    for origin in origins:
-        scheme, _, rest = origin.partition("://")
-        if scheme not in ("http", "https") or not rest or "/" in rest or "*" in rest:
-            raise ServerError(f"--allow-origin must be like https://example.org. Found: {origin}")
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def check_exposure(host: str, keys: Sequence[str], allow_public: bool) -> bool:
-    """Whether only this machine can connect.
-
-    Raises:
-        ServerError: others could, and nothing would keep them out.
-    """
-    if any(not key.strip() for key in keys):
-        raise ServerError("--api-key is empty; expected a secret, such as `openssl rand -hex 24` prints")
-    if is_loopback_name(host):
-        return True
-    if not keys and not allow_public:
-        raise ServerError(
-            f"{host} can be reached from other machines, and anybody could use this server: "
-            "set --api-key KEY, or say --allow-public"
-        )
-    return False
-
-
-def run_server(args: argparse.Namespace) -> int:
-    """`streamer serve`: runs until SIGINT or SIGTERM, then drains.
-
-    Raises:
-        ServerError: the options do not go together, or the address cannot be had.
-    """
-    keys = gather_keys(args.api_key, args.api_key_file, os.environ.get("STREAMER_API_KEY", ""))
-    is_loopback = check_exposure(args.host, keys, args.allow_public)
-    check_origins(args.allow_origin)
-    if bool(args.tls_key) > bool(args.tls_cert):
-        raise ServerError("--tls-key needs --tls-cert, the certificate that belongs to it")
-    for name in ("max_sessions", "sessions_per_client"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ServerError(f"--{name.replace('_', '-')} must be at least 1. Found: {value}")
-    listener = listen(args.host, args.port)
-    # The scheduler's thread alone computes: its operations share the cores, one after the other.
-    threads = args.threads or usable_cores()
-    names = dict.fromkeys(args.model)
-    hotwords = read_hotwords(args.hotwords)
-    recognizers = [Recognizer.load(name, args.device, args.dtype, threads, args.lm, hotwords) for name in names]
-    engine, *others = [recognizer.engine for recognizer in recognizers]
-    limits = Limits(
-        sessions=args.max_sessions,
-        by_load=not args.no_load_limit,
-        sessions_per_client=args.sessions_per_client,
-        resume_s=args.resume_seconds,
-        connections=4 * args.max_sessions + 256,
-    )
-    access = Access(tuple(keys), is_loopback, tuple(args.allow_origin), tuple(args.allow_host))
-    app = create_app(engine, Start(model=engine.model.name, latency=args.latency), access, limits, others)
-    server = make_server(app, limits, args.tls_cert, args.tls_key)
-    try:
-        server.config.load()
-    except (ssl.SSLError, OSError) as e:
-        raise ServerError(f"cannot use {args.tls_cert} for TLS: {e}") from e
-    scheme = "https" if args.tls_cert else "http"
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    models = ", ".join(names)
-    print(f"streamer: {models} at {scheme}://{shown}:{port} (Ctrl+C stops)", file=sys.stderr, flush=True)
-    server.run(sockets=[listener])
-    return 0 if server.started else 1

@@ -12,7 +12,8 @@ from planted import PlantedModel
 from core.engine import Engine
 from streamer.auth import Access
 from streamer.hub import Hub, Limits
-from streamer.server import Server, create_app, listen, make_server
+from streamer.serve import Server, listen, make_server
+from streamer.server import create_app
 
 
 @dataclass

@@ -27,7 +27,7 @@ from core.audio import Samples, encode_pcm16
 from streamer.auth import Access, choose_subprotocol
 from streamer.hub import Limits
 from streamer.recognizer import Recognizer
-from streamer.server import ServerError, check_exposure, check_origins, gather_keys, listen
+from streamer.serve import ServerError, check_exposure, check_origins, gather_keys, listen
 from streamer.session import SessionLimits
 
 START = '{"type": "start"}'
@@ -578,7 +578,7 @@ def test_sigterm_drains_and_returns_zero(monkeypatch: pytest.MonkeyPatch, capsys
     """`run_server` in the main thread, stopped by a real signal while a session waits."""
     import threading
 
-    from streamer import server as module
+    from streamer import serve as module
 
     class Loaded:
         load = staticmethod(lambda *args: Recognizer(PlantedModel()))  # type: ignore[arg-type]

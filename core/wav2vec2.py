@@ -64,9 +64,25 @@ class ConvLayer(nn.Module):
             # One group a channel: statistics over the whole window, so windows differ.
             self.layer_norm = nn.GroupNorm(n_out, n_out)
         self.activation = ACTIVATION_FUNCTIONS[config.feat_extract_activation]
+        # Windows that do not overlap, or of the waveform, are rows of one product, which norms per frame go on with.
+        (kernel,), (stride,) = self.conv.kernel_size, self.conv.stride
+        self.is_product = self.per_frame and (n_in == 1 or kernel == stride)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """The convolution as one product: (batch, channel, time), frame by frame in memory."""
+        (kernel,), (stride,) = self.conv.kernel_size, self.conv.stride
+        weight, bias = self.conv.weight, self.conv.bias
+        if self.conv.in_channels == 1:
+            # In full precision: rounding a sample to bfloat16 is noise louder than soft fricatives.
+            with torch.autocast(x.device.type, enabled=False):
+                windows = x[:, 0].to(weight.dtype).unfold(1, kernel, stride)
+                return F.linear(windows, weight[:, 0], bias).transpose(1, 2)
+        n = x.shape[2] // kernel
+        windows = x.transpose(1, 2)[:, : n * kernel].reshape(len(x), n, -1)
+        return F.linear(windows, weight.transpose(1, 2).flatten(1), bias).transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)  # (batch, channel, time)
+        x = self.multiply(x) if self.is_product else self.conv(x)  # (batch, channel, time)
         if self.layer_norm is not None:
             x = self.layer_norm(x.transpose(1, 2)).transpose(1, 2) if self.per_frame else self.layer_norm(x)
         return self.activation(x)

@@ -1,7 +1,7 @@
 """Stage A: the student's extractor learns to give what Whisper's front end gives to the first block.
 
-Needs audio but no text. With sinusoids added, blocks that come from the teacher then work at once: after ten
-hours of audio (eight minutes on one core) the student's last states have a cosine of 0.92 to the teacher's.
+Needs audio but no text. With sinusoids added, blocks that come from the teacher then work at once: after 23 hours of
+audio (half an hour on two busy cores) the first block's input has a cosine of 0.93 to the teacher's.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from core.training.run import Run, RunConfig
 from core.training.whisper import FRAME_SHIFT, WhisperEncoder
 from core.wav2vec2 import Wav2Vec2ForCTC
 
-CROP_S = 1.5
-CROPS = 8
+CROP_S = 2.5
+CROPS = 6
 PROBE = 0  # the number of the crops that tell the channels' spread; steps hear those after it
 
 
@@ -33,6 +33,7 @@ def front_end_loss(
     wav2vec2 = student.wav2vec2
     with torch.autocast(samples.device.type, torch.bfloat16, enabled=is_mixed):
         states, _ = wav2vec2.feature_projection(wav2vec2.feature_extractor(samples).transpose(1, 2))
+        states = states + wav2vec2.encoder.pos_conv_embed(states)
     states = states[:, : targets.shape[1]].float()
     shape = states.shape[-1:]
     spread: Tensor = ((states - targets) / scale).square().mean()
@@ -40,9 +41,9 @@ def front_end_loss(
 
 
 def distil(student: Wav2Vec2ForCTC, teacher: WhisperEncoder, speech: Speech, config: RunConfig) -> None:
-    """Trains extractor and projection; everything else stays as it is."""
+    """Trains all before the first block; everything else stays as it is."""
     for name, parameter in student.named_parameters():
-        parameter.requires_grad = "feature_extractor." in name or "feature_projection." in name
+        parameter.requires_grad = any(part in name for part in ("feature_extractor.", "feature_proj", "pos_conv"))
     run = Run(student, config)
     device = student.device
     probe = speech.crops(PROBE, 2 * CROPS, CROP_S).to(device)

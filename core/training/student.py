@@ -1,8 +1,8 @@
 """The architecture of `streamer-en`, and how its extractor starts.
 
-Whisper's blocks are taken over whole; in front of them three convolutions hear the waveform: windows of 10 ms
-every 5 ms (a learned filter bank), then twice two neighbours into one. Frames keep the hop of 320 and the
-receptive field of 400 samples of the published models, at a twentieth of their cost.
+Whisper's blocks are taken over whole; in front of them convolutions hear the waveform: windows of 10 ms every 5 ms
+(a learned filter bank), then twice two neighbours into one, with a layer of single frames between. Frames keep the hop
+of 320 and the receptive field of 400 samples of the published models, at a tenth of their cost.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def student_config(blocks: Wav2Vec2Config) -> Wav2Vec2Config:
         vocab_size=len(VOCABULARY),
         feat_extract_norm="layer",
         conv_bias=True,
-        conv_dim=(512, 512, 512),
-        conv_kernel=(160, 2, 2),
-        conv_stride=(80, 2, 2),
-        num_conv_pos_embeddings=64,
+        conv_dim=(512,) * 6,
+        conv_kernel=(160, 1, 2, 1, 2, 1),
+        conv_stride=(80, 1, 2, 1, 2, 1),
+        num_conv_pos_embeddings=16,
         add_sinusoids=True,
         layerdrop=0.0,
         final_dropout=0.0,
@@ -72,8 +72,8 @@ def make_student(teacher: WhisperEncoder, blocks: Wav2Vec2Config) -> Wav2Vec2For
     first = model.wav2vec2.feature_extractor.conv_layers[0]
     assert isinstance(first, ConvLayer)
     start_as_filter_bank(first.conv)
-    # The sinusoids tell positions at first; the positional convolution begins near nothing.
+    # The sinusoids tell positions; the positional convolution is for what Whisper's wider windows hear.
     positional = model.wav2vec2.encoder.pos_conv_embed.conv
     with torch.no_grad():
-        positional.weight = positional.weight * 0.02
+        positional.weight = positional.weight * 0.3
     return model

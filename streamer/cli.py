@@ -64,7 +64,8 @@ def add_model_options(parser: argparse.ArgumentParser, several: bool = False, ha
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument("--format", default="text", choices=["text", "json", "jsonl", "srt", "vtt"])
+    kinds = ["text", "json", "jsonl", "srt", "vtt"]
+    group.add_argument("--format", choices=kinds, help="default: as the output's name ends, else text")
     group.add_argument("--output", metavar="PATH", help="write there; a directory gets a file for each recording")
     group.add_argument("--partials", action="store_true", help="show words before their segment has ended")
 
@@ -73,10 +74,41 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("input")
     group.add_argument("--mic", action="store_true", help="live captions of the microphone")
     group.add_argument("--input-device", metavar="N|NAME", help="which microphone (see `streamer devices`)")
+    group.add_argument("--system-audio", action="store_true", help="live captions of what this computer plays")
+    group.add_argument("--play", metavar="FILE", help="live captions of a file while it is played")
     group.add_argument("--sample-rate", type=int, default=16_000, metavar="HZ", help="of raw samples in a pipe")
     group.add_argument("--channels", type=int, default=1, metavar="N", help="of raw samples, which are interleaved")
     group.add_argument("--encoding", default="pcm_s16le", choices=["pcm_s16le", "pcm_f32le", "mulaw", "alaw"])
     group.add_argument("--realtime", action="store_true", help="feed a file no faster than it plays")
+
+
+def add_live_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("live captions, with --mic, --system-audio or --play")
+    group.add_argument("--window", action="store_true", help="in a window above the others, in big type")
+    group.add_argument("--theme", default="dark", choices=["dark", "light"], help="of the window")
+    group.add_argument("--record", metavar="WAV", help="keep the sound")
+    group.add_argument("--captions-file", metavar="PATH", help="the last two lines, for OBS")
+    group.add_argument("--type", action="store_true", help="type committed words into the focused window")
+    group.add_argument("--clipboard", action="store_true", help="copy the transcript after each final")
+    group.add_argument("--exec", metavar="CMD", help="give each final to a shell command's standard input")
+
+
+def check_live_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Adds `is_live`; ends with a usage error where the options do not go together."""
+    sources = [name for name in ("--mic", "--system-audio", "--play") if getattr(args, attribute(name))]
+    args.is_live = bool(sources)
+    if args.play and len(sources) > 1:
+        parser.error(f"expected one of {' and '.join(sources)}. Found: both")
+    if args.system_audio and args.input_device:
+        parser.error("--system-audio chooses the device: it does not go with --input-device")
+    alone = ("--window", "--record", "--captions-file", "--type", "--clipboard", "--exec")
+    wrong = [name for name in alone if getattr(args, attribute(name))]
+    if wrong and not args.is_live:
+        parser.error(f"{wrong[0]} goes with --mic, --system-audio or --play")
+
+
+def attribute(option: str) -> str:
+    return option.removeprefix("--").replace("-", "_")
 
 
 def transcribe_parser() -> Parser:
@@ -85,6 +117,7 @@ def transcribe_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"streamer {__version__}")
     add_input_options(parser)
     add_output_options(parser)
+    add_live_options(parser)
     parser.add_argument("--offline", action="store_true", help="one pass over the whole file, no streaming")
     add_model_options(parser)
     return parser
@@ -93,21 +126,23 @@ def transcribe_parser() -> Parser:
 def transcribe(arguments: Sequence[str]) -> int:
     parser = transcribe_parser()
     args = parser.parse_args(arguments)
-    if args.mic and args.files:
+    check_live_options(parser, args)
+    if args.is_live and args.files:
         parser.error("expected --mic or files. Found: both")
-    if not args.mic and not args.files:
+    if not args.is_live and not args.files:
         parser.error("expected audio files, - for standard input, or --mic")
-    if args.offline and (args.partials or args.realtime or args.mic):
+    if args.offline and (args.partials or args.realtime or args.is_live):
         parser.error("--offline is one pass over a whole file: it goes with neither --partials, --realtime nor --mic")
-    from streamer.output import plan_outputs
+    from streamer.output import format_of, plan_outputs
 
+    args.format = format_of(args.format, args.output)
     try:
         args.targets = plan_outputs(args.files, args.format, args.output)
     except ValueError as e:
         parser.error(str(e))
     from streamer.transcribe import run_files, run_microphone
 
-    return run_microphone(args) if args.mic else run_files(args)
+    return run_microphone(args) if args.is_live else run_files(args)
 
 
 def devices(arguments: Sequence[str]) -> int:
@@ -141,6 +176,7 @@ def serve(arguments: Sequence[str]) -> int:
     parser = Parser("streamer serve", description="Serve live sessions over websockets.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--wyoming-port", type=int, metavar="P", help="for Home Assistant, which expects 10300")
     access = parser.add_argument_group("access")
     access.add_argument(
         "--api-key", action="append", default=[], metavar="KEY", help="repeat for several; also $STREAMER_API_KEY"
@@ -191,12 +227,16 @@ def connect(arguments: Sequence[str]) -> int:
     parser.add_argument("--api-key", metavar="KEY")
     add_input_options(parser)
     add_output_options(parser)
+    add_live_options(parser)
     parser.add_argument("--latency", default="balanced", choices=["low", "balanced", "accurate"])
     args = parser.parse_args(arguments)
-    if bool(args.file) == args.mic:
+    check_live_options(parser, args)
+    if bool(args.file) == args.is_live:
         parser.error("expected one file, - for standard input, or --mic")
     from streamer.connect import run_connect
+    from streamer.output import format_of
 
+    args.format = format_of(args.format, args.output)
     return run_connect(args)
 
 
@@ -249,6 +289,8 @@ def is_expected(error: Exception) -> bool:
     return isinstance(error, (ValueError, OSError)) or type(error).__name__ in (
         "AudioError",
         "CheckpointError",
+        "DesktopError",
         "MicrophoneError",
         "ServerError",
+        "WindowError",
     )

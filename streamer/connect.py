@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import signal
+import queue
 import sys
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from types import TracebackType
+from typing import Any, Self
 
 from clients.file import open_audio
 from clients.websocket import Message, ServerError, StreamClient, StreamError
-from core.audio import Samples, encode_pcm16
+from core.audio import SAMPLE_RATE, Samples, encode_pcm16
 from core.transcript import Event, Gap, Transcript, Word
 from streamer.output import Writer, opened_output
 from streamer.transcribe import paced
@@ -32,19 +34,6 @@ def event_of(message: Message) -> Event | None:
     return Transcript(message["segment"], message["type"] == "final", message["text"], n_committed, *bounds, words)
 
 
-async def microphone_blocks(args: argparse.Namespace) -> AsyncIterator[bytes]:
-    """16-bit blocks until Ctrl-C."""
-    from clients.microphone import Microphone
-
-    stopped = asyncio.Event()
-    with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C ends everything at once there
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stopped.set)
-    with Microphone(args.input_device) as microphone:
-        while not stopped.is_set():
-            yield encode_pcm16(await asyncio.to_thread(microphone.read))
-        yield encode_pcm16(await asyncio.to_thread(microphone.finish))
-
-
 async def file_blocks(blocks: Iterator[Samples]) -> AsyncIterator[bytes]:
     """Floats, which keep a resampled file exact: the text is that of `streamer FILE`."""
     while (block := await asyncio.to_thread(next, blocks, None)) is not None:
@@ -52,13 +41,10 @@ async def file_blocks(blocks: Iterator[Samples]) -> AsyncIterator[bytes]:
 
 
 async def transcribe(args: argparse.Namespace, writer: Writer) -> None:
-    if args.mic:
-        blocks, encoding = microphone_blocks(args), "pcm_s16le"
-    else:
-        source = open_audio(args.file, args.sample_rate, args.encoding, args.channels)  # a missing file is told first
-        blocks, encoding = file_blocks(iter(paced(source.blocks) if args.realtime else source.blocks)), "pcm_f32le"
+    source = open_audio(args.file, args.sample_rate, args.encoding, args.channels)  # a missing file is told first
+    blocks = file_blocks(iter(paced(source.blocks) if args.realtime else source.blocks))
     options = {"latency": args.latency, "partials": writer.partials}
-    async with StreamClient(args.url, encoding=encoding, api_key=args.api_key, options=options) as client:
+    async with StreamClient(args.url, encoding="pcm_f32le", api_key=args.api_key, options=options) as client:
 
         async def feed() -> None:
             async for block in blocks:
@@ -81,13 +67,113 @@ def show(message: Message, writer: Writer) -> None:
         print(f"streamer: warning: {message['message']}", file=sys.stderr)
 
 
+class RemoteStream:
+    """A server's session behind the calls of a `RecognizerStream`; its messages are fetched by a thread.
+
+    Raises:
+        ServerError: the server cannot be reached or refuses, here; or the session broke for good, later.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="connection", daemon=True)
+        self._client = StreamClient(
+            args.url, encoding="pcm_s16le", api_key=args.api_key, options={"latency": args.latency}
+        )
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._n_sent = 0  # samples
+
+    def push(self, samples: Samples) -> list[Event]:
+        """Sends; the events that came meanwhile."""
+        if len(samples):
+            self._n_sent += len(samples)
+            self._wait(self._client.send(encode_pcm16(samples)))
+        elif self._reader.done():
+            self._wait(self._ended())
+        return self._arrived()
+
+    def flush(self) -> list[Event]:
+        """Its finals come later."""
+        self._wait(self._client.flush())
+        return self._arrived()
+
+    def finish(self) -> list[Event]:
+        """Waits for the last finals."""
+        self._wait(self._client.end())
+        self._wait(self._ended())
+        return self._arrived()
+
+    @property
+    def stream(self) -> Self:
+        return self
+
+    @property
+    def model(self) -> str:
+        return str(self._client.ready["model"])
+
+    def lag_s(self) -> float:
+        return max(0.0, self._n_sent / SAMPLE_RATE - self._client.accepted_s)
+
+    def _arrived(self) -> list[Event]:
+        return [self._events.get() for _ in range(self._events.qsize())]
+
+    async def _read(self) -> None:
+        async for message in self._client:
+            if (event := event_of(message)) is not None:
+                self._events.put(event)
+
+    async def _ended(self) -> None:
+        await self._reader
+
+    async def _open(self) -> None:
+        await self._client.__aenter__()
+        self._reader = asyncio.create_task(self._read())
+
+    async def _close(self) -> None:
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+        await self._client.__aexit__(None, None, None)
+
+    def _wait(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        except StreamError as e:
+            raise ServerError(str(e)) from e
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        try:
+            self._wait(self._open())
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._wait(self._close())
+        finally:
+            self._stop()
+
+
 def run_connect(args: argparse.Namespace) -> int:
-    """Prints the finals as `streamer FILE` does.
+    """Prints the finals as `streamer FILE` does; a microphone's as `streamer --mic` does.
 
     Raises:
         ServerError: the server cannot be reached, refuses, or gives the session up.
         AudioError, MicrophoneError: there is nothing to send.
     """
+    if args.is_live:
+        from streamer.live import run_live
+
+        return run_live(args, lambda: RemoteStream(args))
     with opened_output(args.output) as write:
         writer = Writer(args.format, write, args.partials)
         try:

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import os
-import stat
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from core.captions import event_object, result_object, to_json, to_srt, to_vtt
+from clients.captions_file import new_beside, replace_text
+from core.captions import event_object, result_object, to_json, to_srt, to_text, to_vtt
 from core.transcript import Event, Gap, Transcript
 
 EXTENSIONS = {"text": "txt", "json": "json", "jsonl": "jsonl", "srt": "srt", "vtt": "vtt"}
+
+
+def format_of(kind: str | None, output: str | None) -> str:
+    """The asked format; else the one that the output's name ends in; else text."""
+    by_extension = {extension: name for name, extension in EXTENSIONS.items()}
+    return kind or by_extension.get(Path(output or "").suffix.lower().removeprefix("."), "text")
+
+
+def render(kind: str, finals: Sequence[Transcript], gaps: Sequence[Gap], duration_s: float, model: str) -> str:
+    """A whole transcript as text, srt, vtt or json."""
+    if kind == "json":
+        return to_json(result_object(finals, gaps, duration_s, model)) + "\n"
+    return {"text": to_text, "srt": to_srt, "vtt": to_vtt}[kind](finals)
 
 
 class Writer:
@@ -22,18 +34,27 @@ class Writer:
     `path` is given where several recordings share one output: text lines begin with it, objects hold it.
     """
 
-    def __init__(self, kind: str, write: Callable[[str], object], partials: bool, path: str | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        write: Callable[[str], object],
+        partials: bool,
+        path: str | None = None,
+        warns: bool = True,
+    ) -> None:
         self.kind = kind
         self.write = write
         self.partials = partials
         self.path = path
+        self.warns = warns  # of gaps, on standard error
         self.finals: list[Transcript] = []
         self.gaps: list[Gap] = []
 
     def event(self, event: Event, audio_s: float) -> None:
         if isinstance(event, Gap):
             self.gaps.append(event)
-            print(f"streamer: warning: lost {event.start_s}-{event.end_s} s: {event.reason}", file=sys.stderr)
+            if self.warns:
+                print(f"streamer: warning: lost {event.start_s}-{event.end_s} s: {event.reason}", file=sys.stderr)
         elif event.is_final:
             self.finals.append(event)
         elif not self.partials:
@@ -103,23 +124,59 @@ def opened_output(path: str | None) -> Iterator[Callable[[str], object]]:
         with target.open("w", encoding="utf-8") as device:
             yield device.write
         return
-    try:
-        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~current_umask()
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    except OSError as e:
-        raise OSError(f"cannot write {path}: {e.strerror}") from e
+    handle, name = new_beside(target)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             yield file.write
-        os.chmod(name, mode)
         os.replace(name, target)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
 
 
-def current_umask() -> int:
-    """The permissions that new files are not to have; it can be read only by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+class LiveFile:
+    """A transcript that grows while it is spoken, valid at every moment, also after a kill.
+
+    Lines (text, jsonl) are appended and synchronised; the other formats are replaced whole with every final, in
+    one step. Devices and pipes get what `Writer` writes.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+
+    def __init__(self, path: str, kind: str, partials: bool, model: str) -> None:
+        self.kind, self.model = kind, model
+        self.target = Path(os.path.realpath(path))
+        if self.target.is_dir():
+            raise OSError(f"cannot write {path}: it is a directory")
+        self.is_appended = kind in ("text", "jsonl") or (self.target.exists() and not self.target.is_file())
+        if self.is_appended:
+            try:
+                self.file = self.target.open("w", encoding="utf-8")
+            except OSError as e:
+                raise OSError(f"cannot write {path}: {e.strerror}") from e
+        self.writer = Writer(kind, self.append if self.is_appended else lambda text: None, partials, warns=False)
+        if not self.is_appended:
+            self.replace(0.0)
+
+    def append(self, text: str) -> None:
+        self.file.write(text)
+        self.file.flush()
+        if self.target.is_file():
+            os.fsync(self.file.fileno())
+
+    def replace(self, audio_s: float) -> None:
+        text = render(self.kind, self.writer.finals, self.writer.gaps, audio_s, self.model)
+        replace_text(self.target, text, is_durable=True)
+
+    def event(self, event: Event, audio_s: float) -> None:
+        self.writer.event(event, audio_s)
+        if not self.is_appended and (isinstance(event, Gap) or event.is_final):
+            self.replace(audio_s)
+
+    def end(self, duration_s: float) -> None:
+        if self.is_appended:
+            self.writer.end(duration_s, self.model)
+            self.file.close()
+        else:
+            self.replace(duration_s)

@@ -5,18 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext, suppress
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 
 import numpy as np
 
 from clients.file import AudioError, Source, open_audio
-from clients.microphone import BLOCK_MS, Microphone, MicrophoneError
 from core.audio import SAMPLE_RATE, Samples
-from core.captions import to_text
-from core.transcript import Event, Gap
-from streamer.output import Writer, opened_output, write_to_stdout
+from streamer.output import Writer, opened_output
 from streamer.recognizer import Recognizer, RecognizerStream, load_recognizer
 
 LONG_FILE_S = 30  # a progress bar is worth it from here on
@@ -100,60 +97,24 @@ def check_length(source: Source, length: float) -> None:
         raise AudioError(f"{source.name}: the audio has no samples; expected some")
 
 
+@dataclass(frozen=True, slots=True)
+class LocalStream:
+    """A live stream that this process recognises, in step with its audio."""
+
+    stream: RecognizerStream
+    model: str
+
+    def lag_s(self) -> float:
+        return 0.0
+
+
 def run_microphone(args: argparse.Namespace) -> int:
-    """Live captions until `q`, Ctrl-C or the end of the microphone; whatever ends it, the last words come out.
+    """Live captions; see `run_live`."""
+    from streamer.live import run_live
 
-    The captions are the text format; another format goes to standard output, and the captions to standard error.
-    """
-    from clients.console import LiveCaptions
-
-    is_captioned = args.output is None and args.format == "text"
-    with Microphone(args.input_device) as microphone, opened_output(args.output) as write:
+    @contextmanager
+    def opening() -> Iterator[LocalStream]:
         recognizer = load_recognizer(args)
-        stream = recognizer.stream(latency=args.latency)
-        writer = Writer(args.format, (lambda text: None) if is_captioned else write, args.partials)
-        on_stderr = write is write_to_stdout and not is_captioned
-        with LiveCaptions(microphone.name, args.latency, on_stderr=on_stderr) as captions:
+        yield LocalStream(recognizer.stream(latency=args.latency), recognizer.model.name)
 
-            def show(events: Sequence[Event]) -> None:
-                for event in events:
-                    captions.show(event)
-                    writer.event(event, stream.audio_s)
-
-            failure = None
-            try:
-                while not captions.wants_to_quit:
-                    show(overruns(microphone, stream))
-                    samples = microphone.read()
-                    captions.status(samples, microphone.waiting_s, microphone.n_overruns)
-                    if not captions.is_paused:
-                        show(stream.push(samples))
-                    if captions.take_flush():
-                        show(stream.flush())
-                    if captions.take_save():
-                        captions.note(f"saved {save(writer)}")
-            except KeyboardInterrupt:
-                pass
-            except MicrophoneError as e:
-                failure = e
-            if not captions.is_paused:
-                show(stream.push(microphone.finish()))
-            show(stream.finish())
-        writer.end(stream.audio_s, recognizer.model.name)
-    if failure is not None:
-        raise failure
-    return 0
-
-
-def overruns(microphone: Microphone, stream: RecognizerStream) -> list[Gap]:
-    """What the microphone lost since the last call."""
-    n = microphone.take_overruns()
-    at = stream.audio_s
-    return [Gap(at, round(at + n * BLOCK_MS / 1000, 3), f"{n} blocks of the microphone came too fast")] if n else []
-
-
-def save(writer: Writer) -> str:
-    """The finals so far, in a new file of the working directory; its name."""
-    path = Path(time.strftime("streamer-%Y%m%d-%H%M%S.txt"))
-    path.write_text(to_text(writer.finals), encoding="utf-8")
-    return path.name
+    return run_live(args, opening)

@@ -151,7 +151,7 @@ def test_connect_prints_as_a_file_does(tmp_path: Path, capsys: pytest.CaptureFix
     path = tmp_path / "a.wav"
     soundfile.write(path, np.frombuffer(SPEECH, "<i2"), 16000)
     args = {
-        "mic": False,
+        "is_live": False,
         "sample_rate": 16000,
         "encoding": "pcm_s16le",
         "channels": 1,

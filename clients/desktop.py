@@ -1,0 +1,150 @@
+"""Words for other programs of the desktop: typed into the focused window, copied, or given to a command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+
+from core.transcript import Event, Gap
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_S = 20  # for a tool that types, and for the commands that still run at the end
+
+
+class DesktopError(Exception):
+    """This desktop cannot do it; the message says what to install."""
+
+
+def find_typist(environment: Mapping[str, str] = os.environ) -> Callable[[str], None]:
+    """What types a text into the focused window.
+
+    Wayland lets no program type for another but through its own tools; elsewhere X11's tool or pynput does it.
+
+    Raises:
+        DesktopError: there is no desktop, or no tool for it.
+    """
+    if sys.platform.startswith("linux"):
+        if environment.get("WAYLAND_DISPLAY"):
+            for tool in (["wtype", "-"], ["ydotool", "type", "--file", "-"]):
+                if shutil.which(tool[0]):
+                    return lambda text, tool=tool: run_tool(tool, text)  # type: ignore[misc]
+            raise DesktopError("--type on Wayland needs wtype (or ydotool with its daemon); install it")
+        if not environment.get("DISPLAY"):
+            raise DesktopError("--type needs a desktop: neither DISPLAY nor WAYLAND_DISPLAY is set")
+        if shutil.which("xdotool"):
+            return lambda text: run_tool(["xdotool", "type", "--clearmodifiers", "--delay", "4", "--file", "-"], text)
+    try:
+        from pynput.keyboard import Controller
+    except Exception as e:
+        if not isinstance(e, ImportError):  # the display's own errors
+            raise DesktopError(f"--type: this desktop lets no program type: {e}") from e
+        either = "xdotool, or " if sys.platform.startswith("linux") else ""
+        raise DesktopError(f"--type needs {either}the extra `desktop`: pip install 'streamer[desktop]'") from e
+    keyboard = Controller()
+    return lambda text: keyboard.type(text)
+
+
+def run_tool(command: list[str], text: str) -> None:
+    """Raises DesktopError where it fails."""
+    try:
+        subprocess.run(command, input=text, text=True, capture_output=True, timeout=PATIENCE_S, check=True)
+    except subprocess.CalledProcessError as e:
+        raise DesktopError(f"{command[0]} failed: {' '.join(str(e.stderr).split()) or e.returncode}") from e
+    except (OSError, subprocess.TimeoutExpired) as e:
+        raise DesktopError(f"{command[0]} failed: {e}") from e
+
+
+class Typist:
+    """Types every committed word once, as soon as it is committed, a space after each.
+
+    `GIVE ME` (1 committed) types `GIVE `; `GIVE ME A` (2 committed) then `ME `.
+    """
+
+    def __init__(self, type_text: Callable[[str], None]) -> None:
+        self._type = type_text
+        self._segment, self._n = -1, 0  # words of the segment that are typed
+
+    def event(self, event: Event) -> None:
+        if isinstance(event, Gap):
+            return
+        if event.segment != self._segment:
+            self._segment, self._n = event.segment, 0
+        words = event.words[self._n : event.n_committed_words]
+        if words:
+            self._n = event.n_committed_words
+            self._type("".join(word.text + " " for word in words))
+
+    def close(self) -> None:
+        """Nothing is held back."""
+
+
+class Clipboard:
+    """Holds the whole transcript, after every final.
+
+    Raises:
+        DesktopError: there is no clipboard.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import pyperclip
+        except ImportError as e:
+            raise DesktopError("--clipboard needs the extra `desktop`: pip install 'streamer[desktop]'") from e
+        self._copy: Callable[[str], None] = pyperclip.copy
+        self._errors: type[Exception] = pyperclip.PyperclipException
+        self._lines: list[str] = []
+        if not pyperclip.is_available():
+            raise DesktopError("--clipboard finds none; install xclip (X11) or wl-clipboard (Wayland)")
+
+    def event(self, event: Event) -> None:
+        if isinstance(event, Gap) or not event.is_final or not event.text:
+            return
+        self._lines.append(event.text)
+        try:
+            self._copy("\n".join(self._lines))
+        except self._errors as e:
+            raise DesktopError(f"cannot copy: {e}") from e
+
+    def close(self) -> None:
+        """The clipboard keeps its text."""
+
+
+class Command:
+    """Gives every final to a shell command, on its standard input: one after the other, beside the session."""
+
+    def __init__(self, command: str) -> None:
+        self._command = command
+        self._finals: queue.Queue[str | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._run, name="exec", daemon=True)
+        self._thread.start()
+
+    def event(self, event: Event) -> None:
+        if not isinstance(event, Gap) and event.is_final and event.text:
+            self._finals.put(event.text)
+
+    def close(self) -> None:
+        """Waits a while for the commands."""
+        self._finals.put(None)
+        self._thread.join(PATIENCE_S)
+        if self._thread.is_alive():
+            logger.warning("--exec: %d finals still wait for %r", self._finals.qsize(), self._command)
+
+    def _run(self) -> None:
+        while (text := self._finals.get()) is not None:
+            code = run_shell(self._command, text + "\n")
+            if code:
+                logger.warning("--exec: %r ended with code %d", self._command, code)
+
+
+def run_shell(command: str, text: str) -> int:
+    """The command's exit code. Ctrl-C in the terminal is for the session, not for the command."""
+    return subprocess.run(
+        command, shell=True, input=text, text=True, check=False, start_new_session=os.name == "posix"
+    ).returncode

@@ -1,0 +1,319 @@
+"""Live sessions: what comes from a microphone or a played file, recognised here or by a server, goes to a screen
+and to whatever else was asked for. The sound's clock runs on through losses, so that all times fit a recording."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from clients.captions_file import CaptionsFile
+from clients.controls import Screen, Status, level_db
+from clients.desktop import Clipboard, Command, DesktopError, Typist, find_typist
+from clients.file import open_audio
+from clients.live_input import LiveInput, PlayedFile, SteadyMicrophone
+from clients.microphone import Heard
+from clients.recording import Recording
+from core.audio import SAMPLE_RATE, Samples, to_seconds
+from core.transcript import Event, Gap, Transcript
+from streamer.output import EXTENSIONS, LiveFile, Writer, render, write_to_stdout
+
+SHORT_LOSS_S = 1.0  # is recognised as silence; a longer one ends the segment
+DELAYS_S = {"low": 0.5, "balanced": 1.0, "accurate": 2.0}  # of the loudspeaker after the recogniser
+
+
+class EventStream(Protocol):
+    """`RecognizerStream`, or a server's session. Events may come late: `push` with no samples asks for them."""
+
+    def push(self, samples: Samples) -> list[Event]: ...
+
+    def flush(self) -> list[Event]: ...
+
+    def finish(self) -> list[Event]: ...
+
+
+class LiveStream(Protocol):
+    """A stream and what is known of who recognises it."""
+
+    @property
+    def stream(self) -> EventStream: ...
+
+    @property
+    def model(self) -> str: ...
+
+    def lag_s(self) -> float:
+        """Seconds of audio that were handed over and are not recognised yet."""
+
+
+class Sink(Protocol):
+    """Takes events; raises OSError or DesktopError where it can no longer."""
+
+    def event(self, event: Event) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Timeline:
+    """A stream whose clock goes on where sound was lost. Sans I/O; times are seconds since the first sample."""
+
+    def __init__(self, stream: EventStream) -> None:
+        self.stream = stream
+        self.n_samples = 0  # given to the stream
+        self._losses: list[tuple[float, float]] = []  # (the stream's time, seconds that it does not know of)
+
+    @property
+    def audio_s(self) -> float:
+        return round(to_seconds(self.n_samples) + sum(lost for _, lost in self._losses), 3)
+
+    def push(self, heard: Heard) -> list[Event]:
+        """A loss is told as a `Gap`. A short one is silence to the stream; a longer one ends the segment."""
+        events: list[Event] = []
+        if heard.lost_s > 0:
+            start = self.audio_s
+            gap = Gap(start, round(start + heard.lost_s, 3), heard.reason)
+            if heard.lost_s <= SHORT_LOSS_S:
+                events += [gap, *self._give(np.zeros(round(heard.lost_s * SAMPLE_RATE), np.float32))]
+            else:
+                events += [*self.flush(), gap]
+                self._losses.append((to_seconds(self.n_samples), heard.lost_s))
+        return events + self._give(heard.samples)
+
+    def flush(self) -> list[Event]:
+        return [self._moved(event) for event in self.stream.flush()]
+
+    def finish(self) -> list[Event]:
+        return [self._moved(event) for event in self.stream.finish()]
+
+    def _give(self, samples: Samples) -> list[Event]:
+        self.n_samples += len(samples)
+        return [self._moved(event) for event in self.stream.push(samples)]
+
+    def _moved(self, event: Event) -> Event:
+        """The stream's times as the clock's."""
+        by = sum(lost for at, lost in self._losses if at <= event.start_s)
+        if not by:
+            return event
+        start_s, end_s = round(event.start_s + by, 3), round(event.end_s + by, 3)
+        if isinstance(event, Gap):
+            return replace(event, start_s=start_s, end_s=end_s)
+        words = tuple(replace(w, start_s=round(w.start_s + by, 3), end_s=round(w.end_s + by, 3)) for w in event.words)
+        return replace(event, start_s=start_s, end_s=end_s, words=words)
+
+
+class Delay:
+    """Seconds from the end of the newest committed word to its being shown."""
+
+    def __init__(self) -> None:
+        self.seconds: float | None = None
+        self._segment, self._n = -1, 0
+
+    def see(self, event: Event, now_s: float) -> None:
+        """`now_s`: the sound's time."""
+        if isinstance(event, Gap):
+            return
+        if event.segment != self._segment:
+            self._segment, self._n = event.segment, 0
+        if event.n_committed_words > self._n:
+            self._n = event.n_committed_words
+            self.seconds = max(0.0, now_s - event.words[self._n - 1].end_s)
+
+
+class LiveSession:
+    """One input, one stream, one screen, any number of sinks."""
+
+    def __init__(self, args: argparse.Namespace, source: LiveInput, live: LiveStream, screen: Screen) -> None:
+        self.args, self.source, self.live, self.screen = args, source, live, screen
+        self.timeline = Timeline(live.stream)
+        self.delay = Delay()
+        self.finals: list[Transcript] = []
+        self.gaps: list[Gap] = []
+        self.failures: list[str] = []
+        self.file: LiveFile | Writer | None = None
+        self.recording: Recording | None = None
+        self.sinks: list[Sink] = []
+
+    def open_outputs(self, stack: ExitStack) -> None:
+        """Raises OSError or DesktopError where one cannot be, before anything is said."""
+        args = self.args
+        if args.output is not None:
+            self.file = LiveFile(args.output, args.format, args.partials, self.live.model)
+        elif args.format != "text":
+            self.file = Writer(args.format, write_to_stdout, args.partials, warns=False)
+        if args.record is not None:
+            self.recording = stack.enter_context(Recording(args.record))
+        if args.captions_file is not None:
+            self.sinks.append(CaptionsFile(args.captions_file))
+        if args.clipboard:
+            self.sinks.append(Clipboard())
+        if args.type:
+            self.sinks.append(Typist(find_typist()))
+        if args.exec is not None:
+            self.sinks.append(Command(args.exec))
+
+    def run(self, has_been_interrupted: Callable[[], bool]) -> None:
+        """Until the keys, a signal or the input end it; whatever does, the last words come out."""
+        controls = self.screen.controls
+        try:
+            while not (controls.wants_to_quit or has_been_interrupted() or self.source.has_ended):
+                was_paused = controls.is_paused
+                heard = self.source.read()
+                self.screen.status(self.status(heard.samples))
+                if controls.take("n"):
+                    self.take(self.timeline.flush())
+                if not (was_paused or controls.is_paused):
+                    self.hear(heard)
+                if controls.take("s"):
+                    self.screen.note(f"saved {self.save()}")
+                if controls.take("d"):
+                    self.source.switch()
+                    self.screen.note(f"listening to {self.source.name}")
+        finally:
+            rest = self.source.finish()
+            try:
+                for heard in rest if not controls.is_paused else ():
+                    self.hear(heard)
+                self.take(self.timeline.finish())
+            finally:
+                self.close()
+
+    def status(self, samples: Samples) -> Status:
+        source = self.source
+        lag = source.waiting_s + self.live.lag_s()
+        level = level_db(samples)
+        args = source.name, self.args.latency, level, self.delay.seconds, lag, source.n_overruns, source.trouble
+        return Status(*args)
+
+    def hear(self, heard: Heard) -> None:
+        if self.recording is not None:
+            try:
+                self.recording.skip(heard.lost_s)
+                self.recording.push(heard.samples)
+            except OSError as e:
+                self.recording = None
+                self.fail(f"the recording has ended: {e}")
+        self.take(self.timeline.push(heard))
+
+    def take(self, events: Sequence[Event]) -> None:
+        now = self.timeline.audio_s
+        for event in events:
+            self.delay.see(event, now + self.source.waiting_s)
+            if isinstance(event, Gap):
+                self.gaps.append(event)
+            elif event.is_final:
+                self.finals.append(event)
+            self.write(event, now)
+            self.screen.show(event)
+            for sink in list(self.sinks):
+                try:
+                    sink.event(event)
+                except (OSError, DesktopError) as e:
+                    self.sinks.remove(sink)
+                    self.fail(str(e))
+
+    def write(self, event: Event, now: float) -> None:
+        if self.file is None:
+            return
+        try:
+            self.file.event(event, now)
+        except OSError as e:
+            self.file = None
+            self.fail(f"the output has ended: {e}")
+
+    def fail(self, text: str) -> None:
+        """An output that fails is told, and left alone; the session goes on."""
+        self.failures.append(text)
+        self.screen.note(text)
+
+    def save(self) -> str:
+        """The finals so far, in a new file of the working directory; its name."""
+        kind = "text" if self.args.format == "jsonl" else self.args.format
+        path = Path(time.strftime(f"streamer-%Y%m%d-%H%M%S.{EXTENSIONS[kind]}"))
+        path.write_text(render(kind, self.finals, self.gaps, self.timeline.audio_s, self.live.model), encoding="utf-8")
+        return path.name
+
+    def close(self) -> None:
+        if isinstance(self.file, LiveFile):
+            self.file.end(self.timeline.audio_s)
+        elif self.file is not None:
+            self.file.end(self.timeline.audio_s, self.live.model)
+        for sink in self.sinks:
+            try:
+                sink.close()
+            except (OSError, DesktopError) as e:
+                self.fail(str(e))
+
+
+@contextmanager
+def interruption() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C, SIGTERM or the terminal's end has come; the second Ctrl-C interrupts at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def handle(number: int, frame: object) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield asked.is_set
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def open_input(args: argparse.Namespace) -> SteadyMicrophone | PlayedFile:
+    """Raises MicrophoneError or AudioError."""
+    if args.play is not None:
+        source = open_audio(args.play, args.sample_rate, args.encoding, args.channels)
+        return PlayedFile(source.name, source.blocks, DELAYS_S[args.latency])
+    return SteadyMicrophone(args.input_device, args.system_audio)
+
+
+def open_screen(args: argparse.Namespace) -> Screen:
+    """Raises WindowError."""
+    if args.window:
+        from clients.window import Window
+
+        return Window(args.theme)
+    from clients.console import LiveCaptions
+
+    # Another format on standard output is for a program: the captions keep out of its way.
+    return LiveCaptions(on_stderr=args.output is None and args.format != "text")
+
+
+def run_live(args: argparse.Namespace, opening: Callable[[], AbstractContextManager[LiveStream]]) -> int:
+    """Live captions until `q`, Ctrl-C or the end of what is played; 1 where an output failed on the way.
+
+    The input is opened first: what is said while the model is loaded waits.
+
+    Raises:
+        MicrophoneError, AudioError, WindowError, DesktopError, OSError: something that was asked for cannot be.
+    """
+    with ExitStack() as stack:
+        source = open_input(args)
+        stack.enter_context(source)
+        screen = open_screen(args)
+        live = stack.enter_context(opening())
+        session = LiveSession(args, source, live, screen)
+        session.open_outputs(stack)
+        has_been_interrupted = stack.enter_context(interruption())
+        with screen:
+            if isinstance(source, PlayedFile) and source.note:
+                screen.note(source.note)
+            session.run(has_been_interrupted)
+    for failure in session.failures:
+        print(f"streamer: error: {failure}", file=sys.stderr)
+    return 1 if session.failures else 0

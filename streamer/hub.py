@@ -152,7 +152,7 @@ class Hub:
         Raises:
             Busy: there is no room for it.
         """
-        if reserves or session.opening is not None:
+        if reserves or session.opening is not None or self.is_draining:
             self.check_room(owner, session.opening)
         live = Live(session, owner, is_reserved=reserves or session.opening is not None)
         self.live[session.session_id] = live

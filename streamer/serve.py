@@ -160,7 +160,13 @@ def run_server(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ServerError(f"--{name.replace('_', '-')} must be at least 1. Found: {value}")
+    if args.wyoming_port is not None and not is_loopback and not args.allow_public:
+        raise ServerError(
+            f"--wyoming-port: Wyoming knows no keys, and {args.host} can be reached from other machines: "
+            "say --allow-public if anybody who reaches it may use it"
+        )
     listener = listen(args.host, args.port)
+    wyoming = None if args.wyoming_port is None else listen(args.host, args.wyoming_port)
     # The scheduler's thread alone computes: its operations share the cores, one after the other.
     threads = args.threads or usable_cores()
     names = dict.fromkeys(args.model)
@@ -175,7 +181,8 @@ def run_server(args: argparse.Namespace) -> int:
         connections=4 * args.max_sessions + 256,
     )
     access = Access(tuple(keys), is_loopback, tuple(args.allow_origin), tuple(args.allow_host))
-    app = create_app(engine, Start(model=engine.model.name, latency=args.latency), access, limits, others)
+    defaults = Start(model=engine.model.name, latency=args.latency)
+    app = create_app(engine, defaults, access, limits, others, wyoming)
     server = make_server(app, limits, args.tls_cert, args.tls_key)
     try:
         server.config.load()
@@ -186,5 +193,7 @@ def run_server(args: argparse.Namespace) -> int:
     shown = f"[{host}]" if ":" in host else host
     models = ", ".join(names)
     print(f"streamer: {models} at {scheme}://{shown}:{port} (Ctrl+C stops)", file=sys.stderr, flush=True)
+    if wyoming is not None:
+        print(f"streamer: Wyoming at tcp://{shown}:{wyoming.getsockname()[1]}", file=sys.stderr, flush=True)
     server.run(sockets=[listener])
     return 0 if server.started else 1

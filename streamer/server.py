@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import secrets
+import socket
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
@@ -32,8 +33,10 @@ from streamer.protocols.deepgram import QueryError
 from streamer.protocols.deepgram_session import Deepgram
 from streamer.protocols.native import ProtocolError, Resume, Start
 from streamer.protocols.vosk import Vosk
+from streamer.protocols.wyoming import Wyoming
 from streamer.scheduler import Scheduler
 from streamer.session import POLICY, TRY_LATER
+from streamer.tcp import serving_tcp
 
 PAGE = Path(clients.__file__).parent / "web"
 PAGE_FILES = {
@@ -55,7 +58,14 @@ ACCESS_OPTIONS = ("token", "api_key")  # of the query string; not for the sessio
 class App:
     """The handlers of one app. `hub` lives from the app's startup on."""
 
-    def __init__(self, engines: Sequence[Engine], defaults: Start, access: Access, limits: Limits) -> None:
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        defaults: Start,
+        access: Access,
+        limits: Limits,
+        wyoming: socket.socket | None = None,
+    ) -> None:
         self.metrics = Metrics()
         self.scheduler = Scheduler(engines[0], on_step=self.metrics.on_step, others=engines[1:])
         self.metrics.watch(self.scheduler)
@@ -63,15 +73,19 @@ class App:
         self.models = tuple(engine.model.name for engine in engines)
         self.access = access
         self.limits = limits
+        self.wyoming = wyoming
         self.hub = Hub(self.scheduler, limits, self.metrics, dict(zip(self.models, engines, strict=True)))
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         await asyncio.to_thread(self.scheduler.start)
         try:
-            yield
+            async with contextlib.AsyncExitStack() as stack:
+                if self.wyoming is not None:
+                    await stack.enter_async_context(serving_tcp(self.wyoming, self.hub, self.new_wyoming))
+                stack.push_async_callback(self.hub.drain)
+                yield
         finally:
-            await self.hub.drain()
             await asyncio.to_thread(self.scheduler.close)
 
     def routes(self) -> list[Route | WebSocketRoute]:
@@ -193,6 +207,9 @@ class App:
         headers["dg-error"] = str(body["err_msg"]).encode("ascii", "replace").decode()
         await self.deny(websocket, JSONResponse(body, refused.status_code, headers))
 
+    def new_wyoming(self, session_id: str) -> Wyoming:
+        return Wyoming(session_id, self.defaults, self.models, self.limits.session)
+
     async def converse(
         self, websocket: WebSocket, session: Conversation, headers: dict[str, str] | None = None
     ) -> None:
@@ -259,14 +276,16 @@ def create_app(
     access: Access | None = None,
     limits: Limits | None = None,
     others: Sequence[Engine] = (),
+    wyoming: socket.socket | None = None,
 ) -> Starlette:
     """The app; its startup begins the scheduler's thread, its shutdown drains all sessions.
 
     Args:
         others: engines of more models, which a client may ask for by name.
+        wyoming: where clients of Home Assistant's protocol connect.
     """
     defaults = defaults or Start(model=engine.model.name)
-    handlers = App([engine, *others], defaults, access or Access(), limits or Limits())
+    handlers = App([engine, *others], defaults, access or Access(), limits or Limits(), wyoming)
     app = Starlette(routes=handlers.routes(), lifespan=handlers.lifespan)
     app.state.hub = handlers.hub
     return app

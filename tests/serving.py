@@ -21,6 +21,7 @@ class Serving:
     port: int
     hub: Hub
     server: Server
+    wyoming_port: int
 
     @property
     def url(self) -> str:
@@ -42,7 +43,8 @@ async def serving(
 ) -> AsyncIterator[Serving]:
     limits = limits or Limits()
     engine, *more = [Engine(one) for one in (model or PlantedModel(), *others)]  # type: ignore[arg-type]
-    app = create_app(engine, access=access, limits=limits, others=more)
+    wyoming = listen("127.0.0.1", 0)
+    app = create_app(engine, access=access, limits=limits, others=more, wyoming=wyoming)
     listener = listen("127.0.0.1", 0)
     server = make_server(app, limits)
     task = asyncio.create_task(server._serve([listener]))
@@ -52,7 +54,7 @@ async def serving(
                 if task.done():
                     task.result()
                 await asyncio.sleep(0)
-        yield Serving(listener.getsockname()[1], app.state.hub, server)
+        yield Serving(listener.getsockname()[1], app.state.hub, server, wyoming.getsockname()[1])
     finally:
         server.should_exit = True
         await task

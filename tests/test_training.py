@@ -347,15 +347,21 @@ def test_common_voice_is_prepared(tmp_path: Path) -> None:
 def test_a_folder_is_prepared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "mine" / "ann"
     folder.mkdir(parents=True)
-    for name, seconds in {"one": 1, "two": 2, "short": 0.1, "long": 18}.items():
+    for name, seconds in {"one": 1, "two": 2, "short": 0.1, "long": 18, "silent": 18}.items():
         stereo = np.stack([speech_like(seconds, 22_050)] * 2, 1)
         soundfile.write(folder / f"{name}.wav", stereo, 22_050)
     (folder / "one.txt").write_text("Hello,\nworld!\n")
+    (folder / "long.txt").write_text("Nobody knows where these words lie.")
     (folder / "broken.wav").write_text("no audio")
     assert main(["prepare", str(tmp_path / "mine"), "--output", str(tmp_path / "out"), "--name", "ann"]) == 0
-    assert list(prepared(tmp_path / "out", "ann").values()) == ["HELLO WORLD", ""]
+    assert list(prepared(tmp_path / "out", "ann").values()) == [
+        "HELLO WORLD",
+        "",
+        "",
+        "",
+    ]  # two halves of the long one without text
     said = capsys.readouterr().out
-    assert "2 utterances" in said
+    assert "4 utterances" in said
     for reason in ("1 left out (too long)", "1 left out (too short)", "1 left out (unreadable)"):
         assert reason in said
     (tmp_path / "empty").mkdir()

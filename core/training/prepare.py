@@ -2,20 +2,23 @@
 
 Known are: the LibriSpeech layout (`*.trans.txt` beside the audio), Common Voice's tsv (columns `path` and `sentence`,
 audio in `clips/`), and any folder of audio files, each with its text in a `.txt` of the same name or
-with none. Utterances too long for training are left out, not cut: nothing tells where the words lie.
+with none. Utterances too long for training are left out, not cut, where they have a text: nothing tells where its
+words lie.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import soundfile
 
-from core.audio import SAMPLE_RATE
+from core.audio import SAMPLE_RATE, Samples
 from core.normalise import normalise
 from core.training.corpus import MAX_SECONDS, MIN_SECONDS
 from core.training.manifest import Line, decode, read_rows, write_line
@@ -88,6 +91,12 @@ def _audio_by_stem(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in AUDIO_SUFFIXES}
 
 
+def pieces(samples: Samples, max_s: float) -> list[Samples]:
+    """Audio without text in as few equal pieces as are short enough."""
+    n = max(1, math.ceil(len(samples) / (max_s * SAMPLE_RATE)))
+    return [np.asarray(piece) for piece in np.array_split(samples, n)]
+
+
 def prepare(
     sources: list[Path], output: Path, name: str, min_s: float = MIN_SECONDS, max_s: float = MAX_SECONDS
 ) -> Prepared:
@@ -114,11 +123,12 @@ def prepare(
                 logger.warning("%s", e)
                 left_out["unreadable"] += 1
                 continue
-            if not min_s * SAMPLE_RATE <= len(samples) <= max_s * SAMPLE_RATE:
-                left_out["too short" if len(samples) < min_s * SAMPLE_RATE else "too long"] += 1
-                continue
-            path = f"{name}/{n_kept:06}.flac"
-            soundfile.write(output / path, samples, SAMPLE_RATE, subtype="PCM_16")
-            write_line(manifest, Line(path, len(samples), recording.speaker, transcript))
-            n_kept, n_samples = n_kept + 1, n_samples + len(samples)
+            for piece in [samples] if transcript else pieces(samples, max_s):
+                if not min_s * SAMPLE_RATE <= len(piece) <= max_s * SAMPLE_RATE:
+                    left_out["too short" if len(piece) < min_s * SAMPLE_RATE else "too long"] += 1
+                    continue
+                path = f"{name}/{n_kept:06}.flac"
+                soundfile.write(output / path, piece, SAMPLE_RATE, subtype="PCM_16")
+                write_line(manifest, Line(path, len(piece), recording.speaker, transcript))
+                n_kept, n_samples = n_kept + 1, n_samples + len(piece)
     return Prepared(n_kept, n_samples / SAMPLE_RATE / 3600, left_out)

@@ -31,6 +31,7 @@ from core.stitcher import MARGIN, Emission, LogProbs, StitchedFrames, empty, sti
 from core.transcript import Event, Gap, Transcript, Word, make_transcript
 
 LATENCIES = ("low", "balanced", "accurate")
+LEAD, TRAIL = 1, 2  # frames by which a word is wider than its spikes; against an independent aligner
 SETTLE = 250  # stable frames that are decoded again at each step
 
 
@@ -465,16 +466,18 @@ def keep_committed(spans: Sequence[WordSpan], committed: Sequence[WordSpan]) -> 
 def transcript(
     stream: Stream, spans: Sequence[WordSpan], n_committed: int, end_frame: int, is_final: bool
 ) -> Transcript:
-    """Frames become seconds here, once."""
+    """Frames become seconds here, once.
+
+    A spike of CTC begins after its sound and ends before it, so words are widened, up to their neighbours.
+    """
+    before = [0, *(span.end_frame for span in spans)]
+    starts = [max(frame, span.start_frame - LEAD) for frame, span in zip(before, spans, strict=False)]
+    ends = [
+        min(frame, span.end_frame + TRAIL) for frame, span in zip([*starts[1:], end_frame + TRAIL], spans, strict=True)
+    ]
     words = tuple(
-        Word(
-            span.text,
-            to_seconds(HOP * span.start_frame),
-            to_seconds(HOP * span.end_frame + RECEPTIVE_FIELD - HOP),
-            span.confidence,
-            i < n_committed,
-        )
-        for i, span in enumerate(spans)
+        Word(span.text, to_seconds(HOP * start), to_seconds(HOP * end), span.confidence, i < n_committed)
+        for i, (span, start, end) in enumerate(zip(spans, starts, ends, strict=True))
     )
     start_s, end_s = to_seconds(HOP * stream.frames.start_frame), to_seconds(HOP * end_frame)
     return make_transcript(stream.segment, is_final, words, start_s, end_s)

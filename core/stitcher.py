@@ -78,18 +78,21 @@ def letters_of(log_probs: LogProbs, blank: int) -> tuple[list[tuple[int, int]], 
     return letters, np.cumsum(begins) - begins
 
 
-def prefix_distances(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> NDArray[np.float64]:
+def prefix_distances(
+    a: list[tuple[int, int]], b: list[tuple[int, int]], is_beginning: bool = False
+) -> NDArray[np.float64]:
     """(len(a) + 1, len(b) + 1): the edit distance of every prefix of `a` from every prefix of `b`.
 
     Letters further than `MAX_MOVE` rows apart are never the same one, so that repeats do not pair wrongly. One
-    that near to row 0 may miss its partner for nothing: it can lie before.
+    that near to row 0 may miss its partner for nothing, as it can lie before, unless nothing does.
     """
+    margin = -1 if is_beginning else MAX_MOVE
     table = [[0.0]]
     for _, place in b:
-        table[0].append(table[0][-1] + (place > MAX_MOVE))
+        table[0].append(table[0][-1] + (place > margin))
     for token, row in a:
         above = table[-1]
-        line = [above[0] + (row > MAX_MOVE)]
+        line = [above[0] + (row > margin)]
         for j, (other, place) in enumerate(b, 1):
             move = abs(row - place)
             change = (token != other) + MOVE * move if move <= MAX_MOVE else 2
@@ -98,7 +101,9 @@ def prefix_distances(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> NDAr
     return np.array(table)
 
 
-def find_seam(older: LogProbs, newer: LogProbs, first: int, last: int, silent_ids: tuple[int, int]) -> int:
+def find_seam(
+    older: LogProbs, newer: LogProbs, first: int, last: int, silent_ids: tuple[int, int], is_beginning: bool = False
+) -> int:
     """Index i in [first, last]: rows before i are taken from `older`, from i on from `newer`.
 
     Args:
@@ -106,6 +111,7 @@ def find_seam(older: LogProbs, newer: LogProbs, first: int, last: int, silent_id
         newer: (n, n_vocab) the same frames as the later window saw them.
         first, last: where the seam may lie; the rows outside are there to compare.
         silent_ids: blank and word delimiter.
+        is_beginning: whether nothing was said before row 0.
 
     The letters before a good seam are the same in both, so that a spike which moved across it is neither
     lost nor doubled: their edit distance counts most. Then both should be sure of silence on either side
@@ -115,7 +121,7 @@ def find_seam(older: LogProbs, newer: LogProbs, first: int, last: int, silent_id
         return first
     old_letters, old_counts = letters_of(older, silent_ids[0])
     new_letters, new_counts = letters_of(newer, silent_ids[0])
-    distance = prefix_distances(old_letters, new_letters)[old_counts, new_counts]
+    distance = prefix_distances(old_letters, new_letters, is_beginning)[old_counts, new_counts]
     silent = list(silent_ids)
     doubt = 2 - np.exp(older[:, silent]).sum(1) - np.exp(newer[:, silent]).sum(1)  # in [0, 2]
     before = np.concatenate([doubt[:1], doubt[:-1]])
@@ -141,7 +147,8 @@ def stitch(frames: StitchedFrames, window: Emission, stable_frame: int, silent_i
     newer = whole.log_probs[base - whole.start_frame :][: len(older)]
     # The seam lies among the frames that become stable now: later ones are better known to `window`.
     last = min(frames.end_frame, max(stable_frame, window.start_frame)) - base
-    seam = base + find_seam(older, newer, window.start_frame - base, last, silent_ids)
+    is_beginning = base == frames.start_frame
+    seam = base + find_seam(older, newer, window.start_frame - base, last, silent_ids, is_beginning)
     kept = frames.log_probs[: seam - frames.start_frame]
     rows = np.concatenate([kept, whole.log_probs[seam - whole.start_frame :]])
     n_stable = min(max(frames.n_stable, stable_frame - frames.start_frame), len(rows))

@@ -22,7 +22,16 @@ from core.training.manifest import read_manifest, read_set
 from streamer.bench.conditions import CONDITIONS, apply_condition
 from streamer.bench.systems import ModelChoice, assemble_base, load_system
 from streamer.bench.task import Task
-from streamer.bench.wer import equal_to_offline, measure, summary, table, write_details
+from streamer.bench.wer import (
+    Hypothesis,
+    SystemReport,
+    equal_to_offline,
+    measure,
+    recall,
+    summary,
+    table,
+    write_details,
+)
 from streamer.cli import main
 
 WORDS = st.lists(st.sampled_from(["A", "B", "C", "D"]), max_size=12)
@@ -289,3 +298,9 @@ def test_halves_that_are_not_whisper_base(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr("streamer.bench.systems.package_folder", lambda name: tmp_path / f"half{name[-1]}")
     with pytest.raises(ValueError, match="SHA-256"):
         assemble_base(tmp_path)
+
+
+def test_recall_counts_listed_words_within_their_utterance() -> None:
+    said = [("OKAFOR MET OKAFOR AND JANE", "okafor met a car for and jane"), ("JANE LEFT", "okafor left")]
+    heard = [Hypothesis(str(i), 1.0, ref, text, WordErrors()) for i, (ref, text) in enumerate(said)]
+    assert recall(SystemReport("x", {"set": heard}, 0, 0, 0, 0), {"OKAFOR", "JANE"}) == (2, 4)

@@ -120,3 +120,13 @@ def test_a_fixed_seam_would_double_the_letter_that_moved() -> None:
     seam = find_seam(older, newer, 0, 8, ALPHABET.silent)
     chosen = np.concatenate([older[:seam], newer[seam:]])
     assert [w.text for w in decode_greedy(chosen, 0, ALPHABET)] == ["A"]
+
+
+@pytest.mark.parametrize("place", range(7))
+@pytest.mark.parametrize("move", range(-3, 4))
+def test_the_first_letter_of_all_may_move_too(place: int, move: int) -> None:
+    there = max(0, place + move)
+    older, newer = (rows("_" * at + "A" + "_" * (20 - at) + "B" + "_" * 9) for at in (place, there))
+    frames = stitch(empty(0, len(TOKENS)), Emission(older, 0), 5, ALPHABET.silent)
+    frames = stitch(frames, Emission(newer, 0), 10, ALPHABET.silent)
+    assert text(frames) == "AB"

@@ -41,14 +41,19 @@ def load_system(name: str, choice: ModelChoice) -> Transcribe:
         ValueError: unknown name, or the peer is not installed.
     """
     match name:
-        case "streaming" | "offline" | "streaming-greedy":
-            greedy = replace(choice, lm="none", hotwords=None) if name == "streaming-greedy" else choice
-            return load_own(greedy, offline=name == "offline")
+        case "streaming" | "offline":
+            return load_own(choice, offline=name == "offline")
+        case "streaming-no-hotwords":
+            return load_own(replace(choice, hotwords=None), offline=False)
+        case "streaming-greedy":
+            return load_own(replace(choice, lm="none", hotwords=None), offline=False)
         case "faster-whisper-tiny" | "faster-whisper-base":
             return load_faster_whisper(name, choice.threads)
         case "pocketsphinx":
             return load_pocketsphinx()
-    raise ValueError(f"Expected a system of streaming, streaming-greedy, offline, {', '.join(PEERS)}. Found: {name!r}")
+    raise ValueError(
+        f"Expected a system of streaming, streaming-no-hotwords, streaming-greedy, offline, {', '.join(PEERS)}. Found: {name!r}"
+    )
 
 
 def load_own(choice: ModelChoice, offline: bool) -> Transcribe:

@@ -14,7 +14,8 @@ import multiprocessing
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from core.edit_distance import WordErrors, word_errors
 from core.normalise import normalise
 from streamer.bench.systems import ModelChoice, Transcribe, load_system
 from streamer.bench.task import Task, add_peers_argument, add_set_arguments, peers_of, task_of
+from streamer.recognizer import read_hotwords
 
 SHORT_S = 15.0  # utterances up to this length are compared with one pass over the whole
 
@@ -136,6 +138,16 @@ def equal_to_offline(streaming: SystemReport, offline: SystemReport) -> tuple[in
     return sum(ours == whole for ours, whole in pairs), len(pairs)
 
 
+def recall(report: SystemReport, words: Set[str]) -> tuple[int, int]:
+    """How many of the said words of this list were heard in their utterance, and how many were said."""
+    heard = said = 0
+    for hypothesis in (h for of_set in report.hypotheses.values() for h in of_set):
+        reference = Counter(word for word in hypothesis.reference.split() if word in words)
+        heard += (reference & Counter(normalise(hypothesis.text).split())).total()
+        said += reference.total()
+    return heard, said
+
+
 def summary(reports: Sequence[SystemReport], choice: ModelChoice, task: Task) -> dict[str, Any]:
     """The object that `--json` prints."""
     result: dict[str, Any] = {
@@ -149,6 +161,10 @@ def summary(reports: Sequence[SystemReport], choice: ModelChoice, task: Task) ->
     if {"streaming", "offline"} <= by_name.keys():
         n, of = equal_to_offline(by_name["streaming"], by_name["offline"])
         result["equal_to_offline"] = {"n": n, "of": of, "at_most_s": SHORT_S}
+    if choice.hotwords is not None:
+        words = {word for phrase in read_hotwords(choice.hotwords) for word in normalise(phrase).split()}
+        for system, report in zip(result["systems"], reports, strict=True):
+            system["hotwords_heard"], system["hotwords_said"] = recall(report, words)
     return result
 
 
@@ -171,6 +187,9 @@ def table(result: dict[str, Any]) -> str:
             f"{system['system']:20} {system['audio_s']:8.1f} {system['load_s']:7.2f} {speed} "
             f"{system['peak_memory_mb']:5.0f}"
         )
+    if any("hotwords_said" in system for system in result["systems"]):
+        lines += ["", "hot words heard"]
+        lines += [f"{s['system']:20} {s['hotwords_heard']:5} of {s['hotwords_said']}" for s in result["systems"]]
     if "equal_to_offline" in result:
         equal = result["equal_to_offline"]
         lines += ["", f"equal to offline: {equal['n']} of {equal['of']} (utterances of at most {SHORT_S:.0f} s)"]
@@ -203,7 +222,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     own = ("streaming", "offline") if args.both else ("offline",) if args.offline else ("streaming",)
     choice = ModelChoice(args.model, args.device, args.dtype, args.threads, args.latency, args.lm, args.hotwords)
     greedy = ("streaming-greedy",) if args.greedy else ()
-    reports = measure_apart([*own, *greedy, *peers], choice, task)
+    plain = ("streaming-no-hotwords",) if args.hotwords else ()
+    reports = measure_apart([*own, *plain, *greedy, *peers], choice, task)
     result = summary(reports, choice, task)
     print(json.dumps(result) if args.json else table(result))
     if args.details is not None:

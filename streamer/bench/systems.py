@@ -51,9 +51,8 @@ def load_system(name: str, choice: ModelChoice) -> Transcribe:
             return load_faster_whisper(name, choice.threads)
         case "pocketsphinx":
             return load_pocketsphinx()
-    raise ValueError(
-        f"Expected a system of streaming, streaming-no-hotwords, streaming-greedy, offline, {', '.join(PEERS)}. Found: {name!r}"
-    )
+    known = ("streaming", "streaming-no-hotwords", "streaming-greedy", "offline", *PEERS)
+    raise ValueError(f"Expected a system of {', '.join(known)}. Found: {name!r}")
 
 
 def load_own(choice: ModelChoice, offline: bool) -> Transcribe:

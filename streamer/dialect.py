@@ -79,6 +79,9 @@ class Conversation(Protocol):
     def refuse(self, message: str) -> None:
         """There is no room for the stream that it asked for: the conversation is over."""
 
+    def release(self) -> None:
+        """It is forgotten: whatever it holds besides memory is given back."""
+
 
 class Decoder(Protocol):
     """Bytes to samples at 16 kHz, (n,) or (n, channels): `Intake`, or the reader of a container."""
@@ -262,3 +265,6 @@ class Dialect:
 
     def refuse(self, message: str) -> None:
         self.end(TRY_LATER, message)
+
+    def release(self) -> None:
+        """Nothing but memory, here."""

@@ -233,6 +233,7 @@ class Hub:
             self.scheduler.cancel(live.job)
             live.job = None
         live.is_reserved = False
+        live.session.release()
         audio_s = live.session.accepted_s
         logger.info("session %s is over after %.1f s of audio", live.tag, audio_s, extra={"session": live.tag})
         if not self.live:

@@ -132,6 +132,9 @@ class Session:
     def refuse(self, message: str) -> None:
         self.fail("busy", message, TRY_LATER)
 
+    def release(self) -> None:
+        """Nothing but memory."""
+
     @property
     def accepted_s(self) -> float:
         """Seconds of audio accepted, from the beginning."""

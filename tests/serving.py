@@ -49,7 +49,7 @@ async def serving(
     server = make_server(app, limits)
     task = asyncio.create_task(server._serve([listener]))
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not server.started:
                 if task.done():
                     task.result()

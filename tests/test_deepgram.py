@@ -290,6 +290,27 @@ def test_early_close_gives_the_place_back() -> None:
     run(test())
 
 
+def test_what_is_no_audio() -> None:
+    async def test() -> None:
+        async with serving() as server:
+            for sent in (b"no audio at all", b"\x1a\x45\xdf\xa3" + bytes(8000)):
+                async with connect(url(server, "model=nova-3")) as connection:
+                    await connection.send(sent)
+                    await connection.send(CLOSE)
+                    assert await rest(connection) == []
+                    assert (connection.close_code, connection.close_reason) == (1008, "DATA-0000")
+            async with connect(url(server)) as connection:
+                await connection.send(bytes(2 << 20))
+                await rest(connection)
+                assert connection.close_code == 1009
+            async with connect(url(server)) as connection:
+                await connection.send(SPEECH)
+                await connection.send(CLOSE)
+                assert finals(await rest(connection)) == "HELLO WORLD GOOD DAY"
+
+    run(test())
+
+
 # Without a socket
 
 

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import deque
 from dataclasses import dataclass
 
+from clients.container import ContainerReader
+from clients.file import AudioError
 from core.audio import FRAMES_PER_SECOND
 from core.transcript import Event, Transcript, Word
-from streamer.dialect import Dialect
+from streamer.dialect import Decoder, Dialect
 from streamer.intake import Intake
 from streamer.job import Command, Item, Opening
 from streamer.protocols import deepgram
 from streamer.protocols.deepgram import Listen, Span
 from streamer.protocols.native import Message, shown
 from streamer.session import SessionLimits
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -51,7 +56,8 @@ class Deepgram(Dialect):
         self.sha256 = hashlib.sha256()
         start = listen.start
         note = f"deepgram, {'a container' if listen.is_container else f'{start.encoding} {start.sample_rate} Hz'}"
-        decoder = Intake(start.sample_rate, start.encoding, start.channels, start.split)
+        raw = Intake(start.sample_rate, start.encoding, start.channels, start.split)
+        decoder: Decoder = ContainerReader() if listen.is_container else raw
         self.begin(Opening(listen.config(), start.model, start.n_streams, start.partials, note), decoder)
 
     # The client's side
@@ -62,7 +68,10 @@ class Deepgram(Dialect):
         if not data:
             return self.finish()
         self.sha256.update(data)
-        return self.push(data)
+        try:
+            return self.push(data)
+        except AudioError as e:
+            return self.give_up(e)
 
     def receive_text(self, text: str) -> list[Item]:
         if self.is_ended:
@@ -98,6 +107,21 @@ class Deepgram(Dialect):
             }
         self.say(answer)
 
+    def finish_stream(self) -> list[Item]:
+        try:
+            return super().finish_stream()
+        except AudioError as e:
+            return self.give_up(e)
+
+    def give_up(self, error: AudioError) -> list[Item]:
+        logger.info("session %s sent what is no audio: %s", self.session_id, error)
+        self.end(*deepgram.UNDECODABLE)
+        return []
+
+    def release(self) -> None:
+        if isinstance(self.decoder, ContainerReader):
+            self.decoder.close()
+
     def expire(self, idle_s: float) -> list[Item]:
         self.farewell = deepgram.NO_AUDIO
         return self.finish()
@@ -108,7 +132,7 @@ class Deepgram(Dialect):
         if not isinstance(event, Transcript):
             return
         state = self.channels[channel]
-        self.release(channel)
+        self.let_go(channel)
         if event.words:
             self.end_utterance(channel, event.words[0].start_s)
         if event.words and not state.is_speaking:
@@ -136,7 +160,7 @@ class Deepgram(Dialect):
             if which is None or which == channel:
                 self.answer(channel, accepted_s, from_finalize=True)
             else:
-                self.release(channel)
+                self.let_go(channel)
         return []
 
     def on_finished(self) -> list[Item]:
@@ -168,7 +192,7 @@ class Deepgram(Dialect):
         is_long = self.heard_s(channel) - partial.words[0].start_s >= longest_s
         return is_long and partial.words[-1].start_s >= final.end_s
 
-    def release(self, channel: int) -> None:
+    def let_go(self, channel: int) -> None:
         """Tells a final that is not the last before a Finalize."""
         held, self.channels[channel].held = self.channels[channel].held, None
         if held is not None:

@@ -23,6 +23,8 @@ streamer: speech recognition while the words are spoken
   streamer *.ogg --format vtt --output DIR     a file each
   arecord -f S16_LE -r 16000 | streamer -      WAV, or raw samples (--sample-rate, --channels)
   streamer --mic                    live captions of the microphone; q quits, s saves
+  streamer --mic --window           in a window above the others; --system-audio: of what is played here
+  streamer --mic --output talk.srt --record talk.wav     also --type, --exec CMD, --captions-file PATH
   streamer serve                    a websocket server on this machine
   streamer connect ws://HOST:PORT talk.wav
   streamer devices                  the microphones

@@ -1,0 +1,169 @@
+"""A real microphone as far as PortAudio can tell: PulseAudio's monitor of a loudspeaker that leads nowhere."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from planted import PlantedModel, plant
+from pulse import PATIENCE_S, Pulse, pulse_server
+
+from clients.microphone import BLOCK_MS, QUEUE_SECONDS, Heard, Microphone, MicrophoneError
+from core.audio import HOP, SAMPLE_RATE
+from core.transcript import Event, Gap
+from streamer.live import SHORT_LOSS_S, Timeline
+from streamer.recognizer import Recognizer
+
+ROOT = Path(__file__).parent.parent
+EMPTY = np.zeros(0, np.float32)
+
+LISTEN = """
+import select, sys
+from clients.live_input import SteadyMicrophone
+import numpy as np, soundfile
+name = sys.argv[2] if len(sys.argv) > 2 else None
+heard = []
+with SteadyMicrophone(None if name == "system" else name, name == "system") as microphone:
+    print("name", microphone.name, flush=True)
+    was = ""
+    left = 16000  # samples after it was told to end
+    while left > 0:
+        one = microphone.read()
+        heard.append(one.samples)
+        if one.lost_s:
+            print("lost", one.lost_s, one.reason, flush=True)
+        if microphone.trouble != was:
+            was = microphone.trouble
+            print("trouble", was or "none", flush=True)
+        if select.select([sys.stdin], [], [], 0)[0]:
+            left -= len(one.samples)
+    heard += [one.samples for one in microphone.finish()]
+if sys.argv[1] != "-":
+    soundfile.write(sys.argv[1], np.concatenate(heard), 16000)
+"""
+
+
+@pytest.fixture(scope="module")
+def pulse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pulse]:
+    with pulse_server(tmp_path_factory.mktemp("pulse")) as server:
+        yield server
+
+
+def start(pulse: Pulse, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, *(str(argument) for argument in arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=pulse.environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_devices_lists_sources(pulse: Pulse) -> None:
+    with start(pulse, "-m", "streamer", "devices") as process:
+        out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, err
+    assert "pulse:speaker.monitor" in out and "pulse:other.monitor" in out and "Hz)" in out
+    with start(pulse, "-m", "streamer", "--mic", "--input-device", "pulse:none") as process:
+        out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1 and "streamer devices" in err and "Traceback" not in err
+
+
+def test_no_microphone_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / ".asoundrc").write_text("pcm.!default { type plug slave.pcm null }\n")
+    server = Pulse(tmp_path)  # not started
+    with start(server, "-m", "streamer", "--mic", "--input-device", "no such device") as process:
+        out, err = process.communicate(timeout=PATIENCE_S)
+    lines = [line for line in err.splitlines() if line.startswith("streamer: ")]
+    assert process.returncode == 1 and out == "" and len(lines) == 1
+    assert "streamer devices" in lines[0] or "install" in lines[0]
+
+
+def test_unplugged_and_back(tmp_path: Path) -> None:
+    """The sound server is killed and started again: the session goes on, and tells how long it was deaf."""
+    with pulse_server(tmp_path) as pulse, start(pulse, "-c", LISTEN, "-") as listener:
+        try:
+            pulse.wait_for_listener()
+            assert listener.stdout is not None
+            assert listener.stdout.readline().startswith("name ")
+            pulse.kill()
+            since = time.monotonic()
+            assert "has stopped" in listener.stdout.readline()
+            pulse.start()
+            found = [listener.stdout.readline(), listener.stdout.readline()]
+            lost = next(line for line in found if line.startswith("lost "))
+            assert "was away" in lost and 0 < float(lost.split()[1]) < time.monotonic() - since + 10
+            assert "trouble none\n" in found
+            pulse.wait_for_listener()
+        finally:
+            listener.kill()
+
+
+class Blocks:
+    """A microphone's insides without a device: its callback and its reader."""
+
+    def __new__(cls) -> Microphone:  # type: ignore[misc]
+        import queue
+
+        from clients.file import Resampler
+
+        microphone = Microphone.__new__(Microphone)
+        microphone.name, microphone.n_overruns, microphone.last_heard = "none", 0, time.monotonic()
+        microphone._lost_frames, microphone._has_ended, microphone._rate = 0, False, SAMPLE_RATE
+        microphone._blocks = queue.Queue(QUEUE_SECONDS * 1000 // BLOCK_MS)
+        microphone._next, microphone._resampler = None, Resampler(SAMPLE_RATE, 1)
+        return microphone
+
+
+def test_overruns_are_counted_and_told_at_their_place() -> None:
+    microphone = Blocks()
+    n = SAMPLE_RATE * BLOCK_MS // 1000
+    fine, overflow = SimpleNamespace(input_overflow=False), SimpleNamespace(input_overflow=True)
+
+    def give(value: float, status: object = fine) -> None:
+        microphone._take(np.full((n, 1), value, np.float32), n, None, status)
+
+    capacity = QUEUE_SECONDS * 1000 // BLOCK_MS
+    for i in range(capacity + 3):  # nobody reads: the last three have no room
+        give(i / 1000)
+    assert microphone.n_overruns == 3 and microphone.waiting_s == QUEUE_SECONDS
+    first = microphone.read()
+    assert first.lost_s == 0 and len(first.samples) == capacity * n
+    give(0.5)
+    give(0.6, overflow)
+    heard = microphone.read()
+    assert heard.lost_s == 3 * BLOCK_MS / 1000 and heard.samples.tolist() == pytest.approx([0.5] * n)
+    heard = microphone.read()
+    assert heard.lost_s == BLOCK_MS / 1000 and heard.samples.tolist() == pytest.approx([0.6] * n)
+    microphone._end()
+    with pytest.raises(MicrophoneError, match="still connected"):
+        microphone.read()
+
+
+@pytest.fixture
+def timeline() -> Timeline:
+    return Timeline(Recognizer(PlantedModel()).stream(latency="low"))  # type: ignore[arg-type]
+
+
+def finals(events: list[Event]) -> list[tuple[str, float]]:
+    return [(event.text, event.start_s) for event in events if not isinstance(event, Gap) and event.is_final]
+
+
+@pytest.mark.parametrize("lost_s", [0.2, SHORT_LOSS_S, 7.5])
+def test_the_clock_goes_on_through_losses(timeline: Timeline, lost_s: float) -> None:
+    """Words after a loss have the time at which they were said; the loss is told where it was."""
+    first, second = (part[: len(part) // HOP * HOP] for part in (plant("GIVE ME ", tail=2), plant("~THE KEY", tail=2)))
+    events = timeline.push(Heard(first))
+    before = timeline.audio_s
+    events += timeline.push(Heard(EMPTY, lost_s, "unplugged"))
+    events += timeline.push(Heard(second)) + timeline.finish()
+    gap = next(event for event in events if isinstance(event, Gap))
+    assert (gap.start_s, gap.end_s, gap.reason) == (before, pytest.approx(before + lost_s), "unplugged")
+    assert timeline.audio_s == pytest.approx((len(first) + len(second)) / SAMPLE_RATE + lost_s, abs=0.002)
+    words = [w for e in events if not isinstance(e, Gap) and e.is_final for w in e.words]
+    assert [word.text for word in words] == ["GIVE", "ME", "THE", "KEY"]
+    assert words[2].start_s == pytest.approx(before + lost_s + 1.0, abs=0.1)
+    if lost_s > SHORT_LOSS_S:
+        assert [text for text, _ in finals(events)] == ["GIVE ME", "THE KEY"]

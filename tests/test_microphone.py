@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -11,11 +12,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 from planted import PlantedModel, plant
 from pulse import PATIENCE_S, Pulse, pulse_server
 
 from clients.microphone import BLOCK_MS, QUEUE_SECONDS, Heard, Microphone, MicrophoneError
 from core.audio import HOP, SAMPLE_RATE
+from core.edit_distance import word_errors
 from core.transcript import Event, Gap
 from streamer.live import SHORT_LOSS_S, Timeline
 from streamer.recognizer import Recognizer
@@ -61,6 +64,35 @@ def start(pulse: Pulse, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, env=pulse.environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
+def chirp(path: Path, seconds: float = 2.0) -> np.ndarray:
+    """A sweep that no shifted copy of itself resembles, at the loudspeaker's rate; returned at 16 kHz."""
+    t = np.arange(int(48_000 * seconds)) / 48_000
+    samples = 0.5 * np.sin(2 * np.pi * (200 * t + 450 * t**2))
+    lead = np.zeros(48_000)  # a listener that has just been seen may still be starting
+    soundfile.write(path, np.concatenate([lead, samples]), 48_000)
+    return samples[::3]
+
+
+@pytest.mark.parametrize("device", ["pulse:speaker.monitor", "system"])
+def test_what_is_played_is_heard(pulse: Pulse, device: str, tmp_path: Path) -> None:
+    """Sound played at 48 kHz into a 44.1 kHz device comes out at 16 kHz, once, unbroken."""
+    played = chirp(tmp_path / "chirp.wav")
+    with start(pulse, "-c", LISTEN, tmp_path / "heard.wav", device) as listener:
+        pulse.wait_for_listener()
+        pulse.play(tmp_path / "chirp.wav")
+        out, err = listener.communicate(timeout=PATIENCE_S)
+    assert "name pulse:" in out, err
+    heard, rate = soundfile.read(tmp_path / "heard.wav")
+    assert rate == SAMPLE_RATE
+    size = 1 << (len(heard) + len(played)).bit_length()
+    match = np.fft.irfft(np.fft.rfft(heard, size) * np.conj(np.fft.rfft(played, size)), size)
+    at = int(np.argmax(match[: len(heard)]))
+    window = heard[at : at + len(played)]
+    assert len(window) == len(played)
+    similarity = np.dot(window, played) / np.linalg.norm(window) / np.linalg.norm(played)
+    assert similarity > 0.9, out
+
+
 def test_devices_lists_sources(pulse: Pulse) -> None:
     with start(pulse, "-m", "streamer", "devices") as process:
         out, err = process.communicate(timeout=PATIENCE_S)
@@ -99,6 +131,32 @@ def test_unplugged_and_back(tmp_path: Path) -> None:
             pulse.wait_for_listener()
         finally:
             listener.kill()
+
+
+def test_the_microphone_gives_the_text_of_the_file(pulse: Pulse, sample: Path, tmp_path: Path) -> None:
+    """The whole command with the embedded model; the recording it keeps gives the same words again."""
+    target, sound, got = tmp_path / "a.srt", tmp_path / "a.wav", tmp_path / "got"
+    arguments = ["-m", "streamer", "--mic", "--input-device", "pulse:speaker.monitor", "--latency", "accurate"]
+    outputs = ["--output", target, "--record", sound, "--exec", f"cat >> '{got}'"]
+    with start(pulse, *arguments, *outputs) as process:
+        pulse.wait_for_listener()
+        until = time.monotonic() + 3 * PATIENCE_S
+        while not (target.exists() and sound.exists()) and time.monotonic() < until:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        pulse.play(sample)
+        n = sound.stat().st_size + 32_000
+        while sound.stat().st_size < n and time.monotonic() < until:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=3 * PATIENCE_S)
+    assert process.returncode == 0, err
+    recognizer = Recognizer.load()
+    expected = recognizer.transcribe(sample, latency="accurate").text.split()
+    heard = got.read_text().split()
+    for other in (expected, recognizer.transcribe(sound, latency="accurate").text.split()):
+        assert word_errors(other, heard).total <= 2, (other, heard)  # played at 44.1 kHz, recorded in 16 bits
+    assert " ".join(out.split()).count(heard[-1]) and target.read_text().startswith("1\n00:")
 
 
 class Blocks:
@@ -144,7 +202,7 @@ def test_overruns_are_counted_and_told_at_their_place() -> None:
 
 @pytest.fixture
 def timeline() -> Timeline:
-    return Timeline(Recognizer(PlantedModel()).stream(latency="low"))  # type: ignore[arg-type]
+    return Timeline(Recognizer(PlantedModel()).stream(latency="accurate"))  # type: ignore[arg-type]
 
 
 def finals(events: list[Event]) -> list[tuple[str, float]]:

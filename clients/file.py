@@ -7,6 +7,7 @@ pipe as they come; other containers once the pipe has ended, since libsndfile se
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import stat
@@ -27,7 +28,8 @@ from core.audio import ENCODINGS, SAMPLE_RATE, Samples, decode_pcm
 logger = logging.getLogger(__name__)
 
 BLOCK_SECONDS = 1
-CONTAINERS = (b"RIFF", b"RIFX", b"fLaC", b"OggS", b"ID3", b"FORM", b"caff", b".snd", b"RF64")
+CONTAINERS = (b"RIFF", b"RIFX", b"fLaC", b"OggS", b"ID3", b"FORM", b"caff", b".snd", b"RF64", b"\x1a\x45\xdf\xa3")
+SCHEMES = ("https://", "http://", "rtsp://")
 HEADER_SAMPLES = 2**31 - 1  # streamed WAV headers claim about this much; no length is known then
 
 
@@ -82,7 +84,7 @@ def resample(samples: NDArray[np.float32], sample_rate: int) -> Samples:
 
 
 def open_audio(path: str, sample_rate: int = SAMPLE_RATE, encoding: str = "pcm_s16le", channels: int = 1) -> Source:
-    """A file; or standard input for `-` and any other pipe: a container, or raw interleaved samples.
+    """A file or address; or standard input for `-` and any other pipe: a container, or raw interleaved samples.
 
     Args:
         sample_rate, encoding, channels: of raw samples in a pipe. Containers tell their own.
@@ -94,6 +96,10 @@ def open_audio(path: str, sample_rate: int = SAMPLE_RATE, encoding: str = "pcm_s
         if sys.stdin.isatty():
             raise AudioError("-: standard input is a terminal; expected audio from a file or another program")
         return open_pipe(sys.stdin.buffer, sample_rate, encoding, channels)
+    if path.startswith(SCHEMES):
+        from clients.media import open_media
+
+        return open_media(path)
     file = Path(path)
     try:
         state = file.stat()
@@ -136,6 +142,9 @@ def open_pipe(stream: BinaryIO, sample_rate: int, encoding: str, channels: int =
             return open_raw(name, stream, b"", form.sample_rate, form.encoding, form.channels, form.n_bytes)
         head = header.head
     is_container = head.startswith(CONTAINERS)
+    if head[:3] == b"\0\0\0":  # silence, or the size of an MP4's first box
+        head += stream.read(4)
+        is_container = head[4:8] == b"ftyp"
     if n := mp3_frame_bytes(head):
         head += stream.read(n)
         is_container = mp3_frame_bytes(head[n:]) > 0
@@ -184,7 +193,17 @@ def open_container(name: str, file: str | BinaryIO) -> Source:
     try:
         sound = soundfile.SoundFile(file)
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as e:
-        raise AudioError(f"{name}: not audio that libsndfile reads (WAV, FLAC, Ogg, MP3, …): {reason(e)}") from e
+        from clients.media import is_installed, open_media
+
+        hint = "; M4A, WebM and more need pip install 'streamer[media]'"
+        if is_installed():
+            hint = ""
+            if not isinstance(file, str):
+                file.seek(0)
+            with contextlib.suppress(AudioError):
+                return open_media(name, file)
+        text = f"{name}: not audio that libsndfile reads (WAV, FLAC, Ogg, MP3, …): {reason(e)}{hint}"
+        raise AudioError(text) from e
     if sound.frames == 0:
         raise AudioError(f"{name}: the audio has no samples; expected some")
     duration_s = None if sound.frames >= HEADER_SAMPLES else sound.frames / sound.samplerate

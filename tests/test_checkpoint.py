@@ -371,6 +371,7 @@ class Hub:
         self.cache.mkdir(exist_ok=True)
         for file_name, content in self.files.items():
             if any(Path(file_name).match(pattern) for pattern in allow_patterns):
+                (self.cache / file_name).parent.mkdir(exist_ok=True)
                 (self.cache / file_name).write_bytes(content)
         return str(self.cache)
 
@@ -399,10 +400,10 @@ def test_only_the_needed_files_are_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: list[str], fetched: list[str]
 ) -> None:
     settings = ["config.json", "preprocessor_config.json", "vocab.json"]
-    files = {name: b"" for name in [*settings, *weights, "README.md", "language_model/5gram.bin"]}
+    files = {name: b"" for name in [*settings, *weights, "README.md", "onnx/model.onnx", "language_model/5gram.bin"]}
     use(Hub(files, tmp_path / "cache"), monkeypatch)
     assert resolve("someone/model") == tmp_path / "cache"
-    assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == sorted(settings + fetched)
+    assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == sorted([*settings, *fetched, "language_model"])
 
 
 def test_fetched_model_loads(model: Wav2Vec2ForCTC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

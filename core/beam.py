@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,13 @@ import numpy as np
 
 from core.acoustic import AcousticModel
 from core.aligner import align_words
-from core.decoder import Alphabet, Decode, WordSpan, decode_greedy
+from core.decoder import Alphabet, Decode, GreedyDecoder, WordSpan
 from core.stitcher import LogProbs
 
 FOLDER = "language_model"
 ARPA = (".arpa", ".arpa.gz")
 FILES = (*ARPA, ".bin", ".binary", ".klm", ".kenlm")
-WIDTH = 50  # hypotheses kept
+WIDTH, DRAFT_WIDTH = 50, 12  # hypotheses kept
 LEAST_TOKEN = -6.0  # log-probability below which a token is not tried
 HOTWORD_WEIGHT = 8.0  # natural logarithm
 
@@ -163,8 +162,7 @@ class BeamDecoder:
         tokens = self.alphabet.tokens
         return word.upper() if "E" in tokens and "e" not in tokens else word.lower() if "E" not in tokens else word
 
-    def __call__(self, log_probs: LogProbs, start_frame: int) -> list[WordSpan]:
-        """The words of (n_frames, n_vocab) rows, the first of which is the stream's frame `start_frame`."""
+    def __call__(self, log_probs: LogProbs, start_frame: int, is_draft: bool = False) -> list[WordSpan]:
         if not len(log_probs):
             return []
         rows = np.array(log_probs, np.float32)
@@ -172,7 +170,7 @@ class BeamDecoder:
         weight = max(self.hotwords.values(), default=0.0)
         beams = self.engine.decode_beams(
             rows,
-            beam_width=self.width,
+            beam_width=min(self.width, DRAFT_WIDTH) if is_draft else self.width,
             token_min_logp=LEAST_TOKEN,
             prune_history=not self.hotwords,
             hotwords=list(self.hotwords),
@@ -206,7 +204,7 @@ def make_decoder(model: AcousticModel, lm: str | Path = "auto", hotwords: Mappin
     elif lm != "none":
         language_model = LanguageModel.load(lm)
     if language_model is None and not hotwords:
-        return partial(decode_greedy, alphabet=model.alphabet)
+        return GreedyDecoder(model.alphabet)
     return BeamDecoder(model.alphabet, language_model, hotwords or {})
 
 

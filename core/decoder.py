@@ -5,8 +5,8 @@ Repeats are collapsed on raw ids first and blanks dropped afterwards, so double 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +46,24 @@ class WordSpan:
     is_closed: bool  # a delimiter has followed, so no letter can be added
 
 
-# (n_frames, n_vocab) raw frames and the stream's frame of row 0, to words.
-Decode = Callable[[LogProbs, int], list[WordSpan]]
+class Decode(Protocol):
+    """From frames to words."""
+
+    def __call__(self, log_probs: LogProbs, start_frame: int, is_draft: bool = False) -> list[WordSpan]:
+        """The words of (n_frames, n_vocab) raw rows, the first of which is the stream's frame `start_frame`.
+
+        A draft is decoded again with the next step and may be less careful.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class GreedyDecoder:
+    """The words of the likeliest frames."""
+
+    alphabet: Alphabet
+
+    def __call__(self, log_probs: LogProbs, start_frame: int, is_draft: bool = False) -> list[WordSpan]:
+        return decode_greedy(log_probs, start_frame, self.alphabet)
 
 
 def decode_greedy(log_probs: LogProbs, start_frame: int, alphabet: Alphabet) -> list[WordSpan]:

@@ -17,14 +17,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.acoustic import AcousticModel
 from core.audio import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, Samples, check_samples, n_frames, n_samples_for, to_seconds
-from core.decoder import Decode, WordSpan, decode_greedy
+from core.decoder import Decode, GreedyDecoder, WordSpan
 from core.endpoint import EndpointConfig, find_endpoint
 from core.ring_buffer import RingBuffer
 from core.stitcher import MARGIN, Emission, LogProbs, StitchedFrames, empty, stitch
@@ -123,7 +122,7 @@ class Statistics:
         return np.asarray((samples - mean) / np.sqrt(variance + 1e-7), np.float32)
 
 
-def no_words(log_probs: LogProbs, start_frame: int) -> list[WordSpan]:
+def no_words(log_probs: LogProbs, start_frame: int, is_draft: bool = False) -> list[WordSpan]:
     """The decoder of a stream that no engine has made."""
     return []
 
@@ -247,7 +246,7 @@ class Engine:
         self.model = model
         self.alphabet = model.alphabet
         self.is_letter = self.alphabet.is_letter()
-        self.decode: Decode = decode or partial(decode_greedy, alphabet=self.alphabet)
+        self.decode: Decode = decode or GreedyDecoder(self.alphabet)
 
     def new_stream(self, config: StreamConfig | None = None, decode: Decode | None = None) -> Stream:
         """A stream; `decode` instead of the engine's way from frames to words, for its own hot words say."""
@@ -330,7 +329,8 @@ class Engine:
             return []
         frames = stream.shown
         self.settle(stream)
-        spans = [*stream.settled, *stream.decode(frames.since(stream.settled_frame).log_probs, stream.settled_frame)]
+        rest = frames.since(stream.settled_frame).log_probs
+        spans = [*stream.settled, *stream.decode(rest, stream.settled_frame, is_draft=True)]
         settled = frames.stable_frame - stream.config.commit_after
         n = len(stream.committed)
         words = list(stream.committed) + after(spans, stream.committed)

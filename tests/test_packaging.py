@@ -77,7 +77,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
         assert f"{folder}/licenses/LICENSE" in archive.namelist()
     assert (metadata["Name"], metadata["Version"]) == ("streamer", streamer.__version__)
     assert (metadata["Requires-Python"], metadata["License-Expression"]) == (">=3.11", "MIT")
-    assert {"cluster", "media", "peers", "dev"} <= set(metadata.get_all("Provides-Extra") or [])
+    assert {"lm", "media", "peers", "dev"} <= set(metadata.get_all("Provides-Extra") or [])
     needed = {line.split(">")[0] for line in metadata.get_all("Requires-Dist") or [] if "extra ==" not in line}
     assert {"torch", "numpy", "safetensors", "soundfile", "soxr"} <= {name.strip() for name in needed}
     assert "streamer = streamer.cli:main" in entry_points

@@ -16,12 +16,12 @@ from core.acoustic import AcousticModel
 from core.configuration import Wav2Vec2Config
 from core.pretraining import Wav2Vec2ForPreTraining, scale_gradient, temperature_at
 from core.tokenizer import Wav2Vec2Tokenizer
-from core.training.augment import Augment
-from core.training.command import main
+from core.training.augment import Augment, telephone
+from core.training.command import main, weighted
 from core.training.corpus import Clip, Corpus, Speech, load_manifest, spoken_form
 from core.training.distil import distil
 from core.training.evaluate import evaluate
-from core.training.finetune import ctc_loss, finetune
+from core.training.finetune import Teaching, finetune, state_error, training_loss
 from core.training.manifest import read_manifest, read_set
 from core.training.plot import read_curves
 from core.training.prepare import prepare
@@ -94,6 +94,8 @@ def test_batches_are_whole_and_depend_on_the_seed_alone(manifest: Path) -> None:
     first, again, other = (next(corpus(manifest, seed).batches()) for seed in (1, 1, 2))
     assert torch.equal(first.input_values, again.input_values) and torch.equal(first.labels, again.labels)
     assert first.input_values.shape != other.input_values.shape or not torch.equal(first.labels, other.labels)
+    by_threads = next(corpus(manifest).batches(n_workers=3))
+    assert torch.equal(first.input_values, by_threads.input_values) and torch.equal(first.labels, by_threads.labels)
     for wave, mask, labels in zip(first.input_values, first.attention_mask, first.labels, strict=True):
         n = int(mask.sum())
         assert not wave[n:].any() and mask[:n].all()
@@ -187,6 +189,63 @@ def test_distilling_learns_the_front_end(manifest: Path, tmp_path: Path) -> None
         assert torch.equal(before, after)
 
 
+def test_weights_say_how_often_a_pass_hears_a_clip() -> None:
+    clips = [Clip(np.full(16_000, i, np.int16), "A", weight) for i, weight in enumerate((2.0, 0.25, 1.0))]
+    corpus = Corpus(clips, make_tokenizer(), Augment(), 4, 1)
+    passes = [corpus.epoch(number) for number in range(400)]
+    heard = [int(clip.samples[0]) for groups in passes for spans in groups for span in spans for clip in span]
+    assert heard.count(0) == 800 and heard.count(2) == 400
+    assert heard.count(1) == pytest.approx(100, abs=30)
+    assert weighted("a/b.tsv:0.5") == (Path("a/b.tsv"), 0.5)
+    assert weighted("C:/b.tsv") == (Path("C:/b.tsv"), 1)
+    with pytest.raises(ValueError, match="b.tsv:0"):
+        weighted("b.tsv:0")
+
+
+def test_a_room_echoes_and_a_telephone_has_no_highs() -> None:
+    rng = np.random.default_rng(0)
+    click = np.zeros(16_000, np.float32)
+    click[4_000] = 0.5
+    echo = Augment().reverberate(click, rng)
+    assert len(echo) == 16_000 and np.abs(echo[:4_000]).max() < 1e-6 and echo[4_000] == pytest.approx(0.5, rel=1e-3)
+    near, far = (float(np.square(echo[a:b]).sum()) for a, b in ((4_001, 5_600), (8_000, 10_400)))
+    assert near > 1e3 * far and near > 0.25 * 0.2**2 * 0.5  # a fifth of the direct sound at least, most of it early
+    low, high = (np.sin(np.arange(15_999) * 2 * np.pi * hertz / 16_000).astype(np.float32) for hertz in (1_000, 6_000))
+    assert np.corrcoef(telephone(low)[500:-500], low[500:-500])[0, 1] > 0.99 and len(telephone(low)) == 15_999
+    assert np.abs(telephone(high)[500:-500]).max() < 0.02
+
+
+def test_the_rate_rises_holds_and_falls_to_nothing(tmp_path: Path) -> None:
+    config = RunConfig(tmp_path, 1000, 1e-3, warmup=100)
+    assert [config.rate(step) for step in (0, 49, 99, 200)] == pytest.approx([1e-5, 5e-4, 1e-3, 1e-3])
+    assert [config.rate(step) for step in (600, 800, 1000)] == pytest.approx([5e-4, 2.5e-4, 0])
+
+
+def test_a_teacher_keeps_last_states_in_place(manifest: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    teacher = WhisperEncoder(BLOCKS).eval().requires_grad_(False)
+    batch = next(corpus(manifest).batches())
+    mask = torch.ones(len(batch.input_values), 60, dtype=torch.bool)
+    mask[0, 30:] = False
+    states = teacher(batch.input_values[:, 200:])[1][:, :60]
+    assert float(state_error(teacher, batch.input_values, states, mask)) == 0
+    changed = states.clone()
+    changed[0, 30:] += 1  # behind the audio
+    assert float(state_error(teacher, batch.input_values, changed, mask)) == 0
+    assert float(state_error(teacher, batch.input_values, 0 * states, mask)) == pytest.approx(1)
+    student = make_student(teacher, BLOCKS)
+
+    def distance() -> float:
+        with torch.no_grad():
+            return (training_loss(student, batch, False, True, teacher, 1) - training_loss(student, batch)).item()
+
+    before = distance()
+    teaching = Teaching(teacher, 40)
+    assert [teaching.weight(step) for step in (0, 20, 40, 60)] == [1, 0.5, 0, 0]
+    finetune(student.train(), corpus(manifest), RunConfig(tmp_path, 20, 3e-3, warmup=1), teaching=teaching)
+    assert 0 < distance() < 0.8 * before
+
+
 def tiny(tiny_model_dir: Path) -> Wav2Vec2ForCTC:
     return Wav2Vec2ForCTC.from_pretrained(tiny_model_dir)
 
@@ -196,13 +255,13 @@ def test_fine_tuning_lowers_the_loss_and_heads_can_go_first(
 ) -> None:
     model = tiny(tiny_model_dir)
     batch = next(corpus(manifest, 9).batches())
-    before = ctc_loss(model, batch, True).item()
+    before = training_loss(model, batch).item()
     extractor = model.wav2vec2.feature_extractor.conv_layers[0].conv.weight.clone()
     finetune(model, corpus(manifest), RunConfig(tmp_path / "head", 8, 1e-2, warmup=1), head_steps=8)
     assert torch.equal(model.wav2vec2.feature_extractor.conv_layers[0].conv.weight, extractor)
     finetune(model, corpus(manifest), RunConfig(tmp_path / "all", 20, 3e-3, warmup=1))
     assert not torch.equal(model.wav2vec2.feature_extractor.conv_layers[0].conv.weight, extractor)
-    assert ctc_loss(model, batch, True).item() < before
+    assert training_loss(model, batch).item() < before
 
 
 def steps_of(folder: Path) -> list[int]:
@@ -218,7 +277,7 @@ def test_a_resumed_run_is_the_run_it_would_have_been(manifest: Path, tiny_model_
     batches = corpus(manifest).batches()
     for _ in range(5):  # cut off after step 5: the steps after the checkpoint of step 3 are lost
         batch = next(batches)
-        run.step(ctc_loss(parts, batch, False), batch.seconds)
+        run.step(training_loss(parts, batch), batch.seconds)
         run.report()
     parts = tiny(tiny_model_dir)
     finetune(parts, corpus(manifest), config)
@@ -283,11 +342,15 @@ def test_the_command_adapts_a_model(
     manifest: Path, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "mine"
-    arguments = ["--manifest", str(manifest), "--model", str(tiny_model_dir), "--output", str(out), "--steps", "2"]
+    with_lm = shutil.copytree(tiny_model_dir, tmp_path / "with_lm")
+    (with_lm / "language_model").mkdir()
+    (with_lm / "language_model" / "attrs.json").write_text("{}")
+    arguments = ["--manifest", f"{manifest}:2", "--model", str(with_lm), "--output", str(out), "--steps", "2"]
     arguments += ["--validate", str(manifest), "--mask-time", "0.1", "--mask-feature", "0.1"]
     assert main(["finetune", *arguments]) == 0
     assert Wav2Vec2Tokenizer.from_pretrained(out).vocab_size == 32
     assert "before: WER" in capsys.readouterr().out
+    assert (out / "language_model" / "attrs.json").exists()
     row = dict(zip(*((line.split(",")) for line in (out / LOG_NAME).read_text().splitlines()), strict=True))
     assert float(row["wer"]) > 0 and float(row["audio_s_per_s"]) > 0
     texts = ["--texts", str(tmp_path / "texts")]

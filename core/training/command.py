@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 
 from core.acoustic import AcousticModel, choose_device
 from core.audio import from_int16
-from core.beam import LanguageModel
+from core.beam import FOLDER, LanguageModel
 from core.checkpoint import load_config, load_model, resolve, save_model
 from core.configuration import Wav2Vec2Config
 from core.pretraining import Wav2Vec2ForPreTraining
@@ -21,7 +23,7 @@ from core.training.augment import Augment
 from core.training.corpus import MAX_SECONDS, MIN_SECONDS, Clip, Corpus, Speech, hours, load_manifest
 from core.training.distil import distil
 from core.training.evaluate import evaluate, write_texts
-from core.training.finetune import finetune
+from core.training.finetune import Teaching, finetune
 from core.training.language_model import build_language_model
 from core.training.manifest import read_set
 from core.training.plot import plot
@@ -37,8 +39,19 @@ from core.wav2vec2 import PreTrainedModel, Wav2Vec2ForCTC
 DEFAULTS = LanguageModel(Path())
 
 
-def add_run(parser: argparse.ArgumentParser, steps: int, rate: float, batch_s: float) -> None:
+def weighted(text: str) -> tuple[Path, float]:
+    """`set.tsv:0.5` -> (set.tsv, 0.5), and without a number 1."""
+    found = re.fullmatch(r"(.+?)(?::([0-9.]+))?", text)
+    if found is None or (found[2] is not None and not float(found[2]) > 0):
+        raise ValueError(text)
+    return Path(found[1]), float(found[2] or 1)
+
+
+def add_manifest(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--manifest", action="append", type=Path, required=True, metavar="TSV", help="may be repeated")
+
+
+def add_run(parser: argparse.ArgumentParser, steps: int, rate: float, batch_s: float) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the checkpoint; resumed from there")
     parser.add_argument("--steps", type=int, default=steps, help="default: %(default)s")
     parser.add_argument("--learning-rate", type=float, default=rate, help="default: %(default)s")
@@ -87,10 +100,12 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--mask-prob", type=float, default=0.65, help="default: %(default)s")
     command.add_argument("--mask-length", type=int, default=10, metavar="FRAMES", help="default: %(default)s")
     command.add_argument("--max-s", type=float, default=15.6, help="longest crop; default: %(default)s")
+    add_manifest(command)
     add_run(command, steps=20_000, rate=5e-4, batch_s=60)
 
     command = commands.add_parser("distil", help="stage A: an extractor for a Whisper encoder's blocks")
     command.add_argument("--teacher", required=True, metavar="BIN", help="CTranslate2 model.bin of a Whisper")
+    add_manifest(command)
     add_run(command, steps=4000, rate=3e-3, batch_s=24)
     add_noise(command)
 
@@ -100,7 +115,21 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--validate", type=Path, metavar="TSV", help="log the WER on this set with each checkpoint")
     command.add_argument("--mask-time", type=float, metavar="P", help="share of frames to mask; default: the model's")
     command.add_argument("--mask-feature", type=float, metavar="P", help="share of channels to mask")
-    add_run(command, steps=300, rate=1e-4, batch_s=24)
+    command.add_argument("--teacher", metavar="BIN", help="stage B: the Whisper whose last states are kept at first")
+    command.add_argument("--teach-steps", type=int, default=500, metavar="N", help="how long; default: %(default)s")
+    command.add_argument(
+        "--encoder-rate", type=float, default=0.7, metavar="SHARE", help="of the learning rate; default: %(default)s"
+    )
+    command.add_argument("--workers", type=int, default=1, metavar="N", help="threads that make batches ahead")
+    command.add_argument(
+        "--manifest",
+        action="append",
+        type=weighted,
+        required=True,
+        metavar="TSV[:WEIGHT]",
+        help="may be repeated; a pass hears each recording WEIGHT times on average",
+    )
+    add_run(command, steps=300, rate=1e-4, batch_s=32)
     add_noise(command)
 
     command = commands.add_parser("evaluate", help="word and letter error rate of a checkpoint")
@@ -127,8 +156,8 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def load_clips(manifests: Sequence[Path]) -> list[Clip]:
-    clips = [clip for manifest in manifests for clip in load_manifest(manifest)]
+def load_clips(manifests: Sequence[tuple[Path, float]]) -> list[Clip]:
+    clips = [clip for manifest, weight in manifests for clip in load_manifest(manifest, weight)]
     print(f"{len(clips)} utterances, {hours(clips):.2f} hours")
     return clips
 
@@ -201,7 +230,7 @@ def run_pretrain(args: argparse.Namespace) -> int:
     model = start_of(args).to(device)
     settings = PretrainConfig(args.batch_s, args.max_s, args.mask_prob, args.mask_length)
     config = replace(run_config(args), encoder_rate=1.0)
-    speech = Speech(load_clips(args.manifest), Augment(), args.seed, settings.min_s(model.config))
+    speech = Speech(load_clips([(m, 1) for m in args.manifest]), Augment(), args.seed, settings.min_s(model.config))
     pretrain(model, speech, config, settings)
     save(model, make_tokenizer(do_normalize=True), args.output)
     return 0
@@ -211,7 +240,7 @@ def run_distil(args: argparse.Namespace) -> int:
     device = begin(args)
     teacher, blocks = load_teacher(args.teacher)
     student = make_student(teacher, blocks).to(device)
-    speech = Speech(load_clips(args.manifest), make_augment(args.noise), args.seed)
+    speech = Speech(load_clips([(m, 1) for m in args.manifest]), make_augment(args.noise), args.seed)
     distil(student, teacher.to(device), speech, replace(run_config(args), clip=1.0))
     save(student, make_tokenizer(), args.output)
     return 0
@@ -238,8 +267,12 @@ def run_finetune(args: argparse.Namespace) -> int:
             return evaluate(acoustic, validation).word_error_rate
 
         print(f"before: WER {100 * word_error_rate():.2f} %")
-    finetune(model, corpus, run_config(args), args.head_steps, word_error_rate)
+    teaching = Teaching(load_teacher(args.teacher)[0].to(device), args.teach_steps) if args.teacher else None
+    run = replace(run_config(args), encoder_rate=args.encoder_rate)
+    finetune(model, corpus, run, args.head_steps, word_error_rate, teaching, args.workers)
     save(model, tokenizer, args.output)
+    if (directory / FOLDER).is_dir() and directory.resolve() != args.output.resolve():
+        shutil.copytree(directory / FOLDER, args.output / FOLDER, dirs_exist_ok=True)
     return 0
 
 

@@ -7,7 +7,9 @@ so that a run that goes on from a checkpoint hears what it would have heard.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -33,6 +35,7 @@ ORDER, BATCH, CROP, PASSAGE = range(4)  # what a random stream is for
 class Clip:
     samples: NDArray[np.int16]  # (n,) at 16 kHz
     transcript: str  # normalised: upper case letters, apostrophes and single spaces; empty if unknown
+    weight: float = 1.0  # how often one pass hears it, on average
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +54,7 @@ def spoken_form(transcript: str) -> str:
     return "" if re.search(r"\d", transcript) else normalise(transcript)
 
 
-def load_manifest(manifest: str | Path) -> list[Clip]:
+def load_manifest(manifest: str | Path, weight: float = 1.0) -> list[Clip]:
     """Every utterance of a manifest, at any sample rate.
 
     Raises:
@@ -60,7 +63,7 @@ def load_manifest(manifest: str | Path) -> list[Clip]:
     clips = []
     for utterance in read_set(Path(manifest)):
         samples = np.clip(np.rint(utterance.samples * 32768), -32768, 32767).astype(np.int16)
-        clips.append(Clip(samples, spoken_form(utterance.transcript)))
+        clips.append(Clip(samples, spoken_form(utterance.transcript), weight))
     return clips
 
 
@@ -99,10 +102,11 @@ class Corpus:
         self.seed = seed
 
     def spans(self, rng: np.random.Generator) -> list[list[Clip]]:
-        """All clips in random order, glued to spans."""
+        """The clips of one pass in random order, glued to spans."""
         spans: list[list[Clip]] = []
         room = 0.0
-        for i in rng.permutation(len(self.clips)):
+        n_times = np.floor([clip.weight for clip in self.clips] + rng.random(len(self.clips))).astype(int)
+        for i in rng.permutation(np.repeat(np.arange(len(self.clips)), n_times)):
             clip = self.clips[i]
             room -= len(clip.samples)
             if room < 0:
@@ -118,21 +122,23 @@ class Corpus:
             return sum(len(clip.samples) for clip in span)
 
         rng = np.random.default_rng((self.seed, ORDER, number))
-        groups: list[list[list[Clip]]] = [[]]
+        groups: list[list[list[Clip]]] = []
         for span in sorted(self.spans(rng), key=length):
-            if groups[-1] and length(span) * (len(groups[-1]) + 1) > self.batch_s * SAMPLE_RATE:
+            if not groups or length(span) * (len(groups[-1]) + 1) > self.batch_s * SAMPLE_RATE:
                 groups.append([])
             groups[-1].append(span)
         return [groups[i] for i in rng.permutation(len(groups))]
 
-    def batches(self, first: int = 0) -> Iterator[Batch]:
-        """Batches without end, from number `first` on."""
-        number = 0
-        for epoch in count():
-            for spans in self.epoch(epoch):
+    def batches(self, first: int = 0, n_workers: int = 1) -> Iterator[Batch]:
+        """Batches without end, from number `first` on, made ahead by threads."""
+        made: deque[Future[Batch]] = deque()
+        with ThreadPoolExecutor(n_workers) as pool:
+            every = (spans for epoch in count() for spans in self.epoch(epoch))
+            for number, spans in enumerate(every):
                 if number >= first:
-                    yield self.collate(spans, np.random.default_rng((self.seed, BATCH, number)))
-                number += 1
+                    made.append(pool.submit(self.collate, spans, np.random.default_rng((self.seed, BATCH, number))))
+                if len(made) > 2 * n_workers:
+                    yield made.popleft().result()
 
     def collate(self, spans: list[list[Clip]], rng: np.random.Generator) -> Batch:
         waves, labels = [], []

@@ -1,28 +1,62 @@
 """Stage B: CTC on text. First the head alone, then everything.
 
 Training everything at once from a random head sits at the all-blank plateau and spoils the blocks; a head
-trained for some hundred steps has left it before the blocks begin to move.
+trained for some hundred steps has left it before the blocks begin to move. Until a new model spells, a teacher whose
+blocks it took over keeps its last states in place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from core.training.corpus import Batch, Corpus
 from core.training.run import Run, RunConfig
+from core.training.whisper import FRAME_SHIFT, WhisperEncoder
 from core.wav2vec2 import Wav2Vec2ForCTC
 
 
-def ctc_loss(model: Wav2Vec2ForCTC, batch: Batch, is_head_only: bool, is_mixed: bool = True) -> torch.Tensor:
+@dataclass(frozen=True, slots=True, eq=False)
+class Teaching:
+    teacher: WhisperEncoder
+    steps: int  # over which its weight falls from one to nothing
+
+    def weight(self, step: int) -> float:
+        return max(0.0, 1 - step / self.steps)
+
+
+def state_error(teacher: WhisperEncoder, samples: Tensor, states: Tensor, frame_mask: Tensor) -> Tensor:
+    """Squared distance of (batch, frame, hidden) to the teacher's last states, over the square of those."""
+    with torch.no_grad():
+        targets = teacher(samples[:, FRAME_SHIFT:])[1].float()
+    n = min(targets.shape[1], states.shape[1])
+    targets, heard = targets[:, :n], frame_mask[:, :n, None]
+    error: Tensor = ((states[:, :n].float() - targets).square() * heard).sum() / (targets.square() * heard).sum()
+    return error
+
+
+def training_loss(
+    model: Wav2Vec2ForCTC,
+    batch: Batch,
+    is_head_only: bool = False,
+    is_mixed: bool = True,
+    teacher: WhisperEncoder | None = None,
+    teacher_weight: float = 0.0,
+) -> Tensor:
+    """CTC, and the distance to the teacher's states."""
     device = model.device
-    mask = batch.attention_mask.to(device)
+    samples, mask = batch.input_values.to(device), batch.attention_mask.to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=is_mixed):
         with torch.set_grad_enabled(not is_head_only):
-            states = model.wav2vec2(batch.input_values.to(device), mask).last_hidden_state
+            states = model.wav2vec2(samples, mask).last_hidden_state
         logits = model.lm_head(model.dropout(states)).float()
-    return model.ctc_loss(logits, batch.labels.to(device), mask)
+        loss = model.ctc_loss(logits, batch.labels.to(device), mask)
+        if teacher is not None and teacher_weight > 0:
+            loss = loss + teacher_weight * state_error(teacher, samples, states, model.wav2vec2.frame_mask(mask))
+    return loss
 
 
 def finetune(
@@ -31,20 +65,24 @@ def finetune(
     config: RunConfig,
     head_steps: int = 0,
     word_error_rate: Callable[[], float] | None = None,
+    teaching: Teaching | None = None,
+    n_workers: int = 1,
 ) -> None:
     """Trains `model` on the corpus.
 
     Args:
         head_steps: so many first steps move the head alone.
         word_error_rate: of the model on a set for validation, measured and logged with every checkpoint.
+        n_workers: threads that make batches ahead.
     """
     run = Run(model, config, ["wer"])
     model.train()
-    for batch in corpus.batches(run.step_count):
+    for batch in corpus.batches(run.step_count, n_workers):
         if run.is_done:
             break
-        loss = ctc_loss(model, batch, run.step_count < head_steps, config.is_mixed)
-        run.step(loss, batch.seconds)
+        is_head_only = run.step_count < head_steps
+        taught = (teaching.teacher, teaching.weight(run.step_count)) if teaching else ()
+        run.step(training_loss(model, batch, is_head_only, config.is_mixed, *taught), batch.seconds)
         scores = {}
         if word_error_rate and run.is_due(config.save_every):
             scores["wer"] = word_error_rate()

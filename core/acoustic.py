@@ -75,6 +75,8 @@ class AcousticModel:
         self.hop = config.hop
         self.receptive_field = config.receptive_field
         self.alphabet = alphabet_of(tokenizer, config.vocab_size)
+        # Networks are surer than they are right: a word's confidence is its letters' probability to this power.
+        self.confidence_exponent = float(config.extra.get("confidence_exponent", 1.0))
 
     @classmethod
     def load(

@@ -341,7 +341,29 @@ class Engine:
         if (text, n) == stream.last_partial:
             return []
         stream.last_partial = (text, n)
-        return [transcript(stream, words, n, frames.end_frame, is_final=False)]
+        return [self.transcript(stream, words, n, frames.end_frame, is_final=False)]
+
+    def transcript(
+        self, stream: Stream, spans: Sequence[WordSpan], n_committed: int, end_frame: int, is_final: bool
+    ) -> Transcript:
+        """Frames become seconds here, once.
+
+        A spike of CTC begins after its sound and ends before it, so words are widened, up to their neighbours.
+        """
+        before = [0, *(span.end_frame for span in spans)]
+        starts = [max(frame, span.start_frame - LEAD) for frame, span in zip(before, spans, strict=False)]
+        next_starts = [*starts[1:], end_frame + TRAIL]
+        ends = [min(frame, span.end_frame + TRAIL) for frame, span in zip(next_starts, spans, strict=True)]
+        words = tuple(
+            Word(span.text, to_seconds(HOP * start), to_seconds(HOP * end), self.confidence(span), i < n_committed)
+            for i, (span, start, end) in enumerate(zip(spans, starts, ends, strict=True))
+        )
+        start_s, end_s = to_seconds(HOP * stream.frames.start_frame), to_seconds(HOP * end_frame)
+        return make_transcript(stream.segment, is_final, words, start_s, end_s)
+
+    def confidence(self, span: WordSpan) -> float:
+        """How likely the word is right, in [0, 1]."""
+        return round(float(span.confidence**self.model.confidence_exponent), 4)
 
     def settle(self, stream: Stream) -> None:
         """Decodes long stable stretches once, up to the surest delimiter of their first half."""
@@ -368,10 +390,10 @@ class Engine:
         words = keep_committed(spans, stream.committed)
         events: list[Event] = []
         if words:
-            events = [transcript(stream, words, len(words), task.cut, is_final=True)]
+            events = [self.transcript(stream, words, len(words), task.cut, is_final=True)]
             stream.segment += 1
         elif stream.last_partial[0]:
-            events = [transcript(stream, [], 0, task.cut, is_final=False)]  # takes the partial back
+            events = [self.transcript(stream, [], 0, task.cut, is_final=False)]  # takes the partial back
         self.begin_segment(stream, task.cut)
         self.release(stream)
         return events
@@ -461,23 +483,3 @@ def keep_committed(spans: Sequence[WordSpan], committed: Sequence[WordSpan]) -> 
     if [span.text for span in spans[:n]] == [word.text for word in committed]:
         return list(spans)
     return list(committed) + after(spans, committed)
-
-
-def transcript(
-    stream: Stream, spans: Sequence[WordSpan], n_committed: int, end_frame: int, is_final: bool
-) -> Transcript:
-    """Frames become seconds here, once.
-
-    A spike of CTC begins after its sound and ends before it, so words are widened, up to their neighbours.
-    """
-    before = [0, *(span.end_frame for span in spans)]
-    starts = [max(frame, span.start_frame - LEAD) for frame, span in zip(before, spans, strict=False)]
-    ends = [
-        min(frame, span.end_frame + TRAIL) for frame, span in zip([*starts[1:], end_frame + TRAIL], spans, strict=True)
-    ]
-    words = tuple(
-        Word(span.text, to_seconds(HOP * start), to_seconds(HOP * end), span.confidence, i < n_committed)
-        for i, (span, start, end) in enumerate(zip(spans, starts, ends, strict=True))
-    )
-    start_s, end_s = to_seconds(HOP * stream.frames.start_frame), to_seconds(HOP * end_frame)
-    return make_transcript(stream.segment, is_final, words, start_s, end_s)

@@ -49,6 +49,7 @@ class PlantedModel:
     hop: int = HOP
     receptive_field: int = RECEPTIVE_FIELD
     name: str = "planted"
+    confidence_exponent: float = 1.0
     alphabet: Alphabet = ALPHABET
     tokenizer: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(do_normalize=False))
 

@@ -103,6 +103,40 @@ def test_no_word_is_lost_or_doubled_at_a_maximum_length_cut(cut: int, hop: int) 
     check_contract(events)
 
 
+def test_ten_minutes_without_a_pause_stay_bounded() -> None:
+    """Memory, the longest window and the rows that are kept do not grow with a monologue."""
+    engine = Engine(PlantedModel())
+    numbers = ["ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE", "TEN"]
+    text = " ".join(numbers[i * i % 10] for i in range(2200))
+    samples = plant(text)
+    assert len(samples) > 600 * SAMPLE_RATE
+    stream = engine.new_stream(StreamConfig.preset("balanced"))
+    config = stream.config
+    events: list[Event] = []
+    longest = kept = 0
+    for start in range(0, len(samples), 40_000):
+        stream.push(samples[start : start + 40_000])
+        while (task := stream.next_pass()) is not None:
+            longest = max(longest, (task.end_sample - task.start_sample) // HOP)
+            events += engine.step([stream])[0]
+            kept = max(kept, len(stream.frames.log_probs))
+    stream.finish()
+    events += engine.drain(stream)
+    assert said(events) == text
+    assert kept <= config.endpoint.max_length + config.window
+    assert longest <= config.endpoint.max_length + 2 * config.context + config.hop
+    assert len(finals(events)) >= 600 // 20
+    check_contract(events)
+
+
+def test_confidence_is_the_letters_probability_to_the_power_of_the_checkpoint() -> None:
+    samples = plant("SURE")
+    plain = finals(run(Engine(PlantedModel()), samples, StreamConfig(), []))[0].words[0].confidence
+    squared = finals(run(Engine(PlantedModel(confidence_exponent=2.0)), samples, StreamConfig(), []))[0].words[0]
+    assert 0.9 < plain < 1
+    assert squared.confidence == pytest.approx(plain**2, abs=1e-3)
+
+
 def test_flush_makes_all_words_so_far_final_and_the_stream_goes_on() -> None:
     engine = Engine(PlantedModel())
     samples = plant("FIRST HALF ")

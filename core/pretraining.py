@@ -148,15 +148,17 @@ def contrastive_loss(
         mask: bool (batch, frame).
         distractors: (batch, frame, n), places in the flattened (batch * frame).
     """
-    own = F.normalize(quantized[mask].float(), dim=-1)  # (masked, dim)
+    own = mask.flatten().nonzero()  # (masked, 1) places
+    candidates = torch.cat([own, distractors[mask]], 1)  # (masked, 1 + n)
     asked = F.normalize(predicted[mask].float(), dim=-1)
-    places = distractors[mask]  # (masked, n)
-    others = F.embedding(places, F.normalize(quantized.float(), dim=-1).flatten(0, 1))  # (masked, n, dim)
-    is_same = (codes.flatten(0, 1)[places] == codes[mask][:, None]).all(-1)
-    # Products, not a matrix product, which autocast would round to bfloat16.
-    scores = (asked[:, None] * others).sum(-1).masked_fill(is_same, float("-inf"))
-    logits = torch.cat([(asked * own).sum(-1, keepdim=True), scores], 1) / temperature
-    return F.cross_entropy(logits, torch.zeros_like(places[:, 0]), reduction="sum")
+    every = F.normalize(quantized.float(), dim=-1).flatten(0, 1)
+    # All with all, as one product: less work than gathering the vectors of n distractors. Not rounded to bfloat16.
+    with torch.autocast(asked.device.type, enabled=False):
+        scores = (asked @ every.T).gather(1, candidates) / temperature
+    is_same = (codes.flatten(0, 1)[candidates] == codes[mask][:, None]).all(-1)
+    is_same[:, 0] = False
+    scores = scores.masked_fill(is_same, float("-inf"))
+    return F.cross_entropy(scores, torch.zeros_like(own[:, 0]), reduction="sum")
 
 
 class Wav2Vec2ForPreTraining(PreTrainedModel):

@@ -14,7 +14,7 @@ import torch
 
 from core.acoustic import AcousticModel
 from core.configuration import Wav2Vec2Config
-from core.pretraining import Wav2Vec2ForPreTraining, scale_gradient, temperature_at
+from core.pretraining import Wav2Vec2ForPreTraining
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.training.augment import Augment, telephone
 from core.training.command import main, weighted
@@ -25,7 +25,8 @@ from core.training.finetune import Teaching, finetune, state_error, training_los
 from core.training.manifest import read_manifest, read_set
 from core.training.plot import read_curves
 from core.training.prepare import prepare
-from core.training.pretrain import METRICS, PretrainConfig, masked_loss, pretrain, standardize
+from core.training.pretrain import METRICS, PretrainConfig, pretrain, start_from_data
+from core.training.pretrain import batch as make_batch
 from core.training.run import LOG_NAME, Run, RunConfig
 from core.training.student import make_student, make_tokenizer
 from core.training.synthesize import SynthesisConfig, read_sentences, synthesize
@@ -517,17 +518,51 @@ def test_pretraining_learns_and_resumes(manifest: Path, tmp_path: Path) -> None:
     assert curves["temperature"][1][0] > curves["temperature"][1][-1]
     # Cut off after step 14, it goes on from the checkpoint of step 12.
     short = replace(config, output=tmp_path / "parts")
-    run = Run(parts := start().train(), short, METRICS)
-    scale_gradient(parts.wav2vec2.feature_extractor, settings.extractor_gradient)
-    for step in range(14):
-        parts.set_gumbel_temperature(temperature_at(step, 24))
-        samples = standardize(speech.passages(step, settings.batch_s, settings.max_s))
-        run.step(masked_loss(parts, samples, settings)[0], 1, **dict.fromkeys(METRICS, 0.0))
-        run.report()
+
+    class CutOff(Speech):
+        def passages(self, number: int, batch_s: float, max_s: float) -> torch.Tensor:
+            if number == 14:
+                raise KeyboardInterrupt
+            return super().passages(number, batch_s, max_s)
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(start(), CutOff(speech.clips, Augment(), 1, 0.5), short, settings)
     parts = start()
     pretrain(parts, speech, short, settings)
     for name, weight in model.state_dict().items():
         assert torch.allclose(weight, parts.state_dict()[name], atol=1e-6), name
+
+
+def test_a_new_quantizer_starts_with_choices_that_follow_the_features(manifest: Path) -> None:
+    """Features with a large mean, as trained extractors give, choose one code for all frames."""
+    torch.manual_seed(0)
+    model = Wav2Vec2ForPreTraining(PRETRAINED).eval()
+    with torch.no_grad():
+        model.wav2vec2.feature_projection.layer_norm.bias.fill_(5.0)
+    speech = Speech(load_manifest(manifest), Augment(), 1, 0.5)
+    settings = PretrainConfig(batch_s=4, mask_length=4)
+    batches = [make_batch(speech, number, settings) for number in range(4)]
+
+    def used() -> float:
+        with torch.no_grad():
+            return float(model(batches[0]).codevector_perplexity)
+
+    before = used()
+    start_from_data(model, batches)
+    assert before < 6 and used() > 2 * before
+    assert abs(model.quantizer.codevectors.mean().item()) < 1e-6
+
+
+def test_a_frozen_extractor_stays(manifest: Path, tmp_path: Path) -> None:
+    model = Wav2Vec2ForPreTraining(PRETRAINED)
+    before = model.wav2vec2.feature_extractor.conv_layers[0].conv.weight.clone()
+    speech = Speech(load_manifest(manifest), Augment(), 1, 0.5)
+    pretrain(
+        model, speech, RunConfig(tmp_path, 2, 1e-2), PretrainConfig(batch_s=4, mask_length=4, extractor_gradient=0)
+    )
+    extractor = model.wav2vec2.feature_extractor
+    assert torch.equal(before, extractor.conv_layers[0].conv.weight)
+    assert all(weight.requires_grad for weight in extractor.parameters())
 
 
 def test_the_command_pretrains_and_what_it_made_is_fine_tuned(manifest: Path, tmp_path: Path) -> None:
@@ -536,7 +571,12 @@ def test_the_command_pretrains_and_what_it_made_is_fine_tuned(manifest: Path, tm
     common = ["--manifest", str(manifest), "--steps", "2", "--batch-s", "2", "--mask-length", "4"]
     common += ["--dtype", "float32"]
     assert main(["pretrain", "--config", str(tmp_path / "small.json"), "--output", str(first), *common]) == 0
-    assert main(["pretrain", "--model", str(first), "--output", str(second), *common]) == 0
+    assert main(["pretrain", "--model", str(first), "--layers", "1", "--output", str(second), *common]) == 0
+    # A trained quantizer does not start anew.
+    one, two = (
+        Wav2Vec2ForPreTraining.from_pretrained(folder).quantizer.weight_proj.weight for folder in (first, second)
+    )
+    assert torch.allclose(one, two, atol=0.02)
     out = tmp_path / "tuned"
     common = ["--manifest", str(manifest), "--steps", "2", "--head-steps", "1"]
     assert main(["finetune", "--model", str(second), "--output", str(out), *common]) == 0

@@ -15,7 +15,7 @@ import torch
 from core.acoustic import AcousticModel, choose_device
 from core.audio import from_int16
 from core.beam import FOLDER, LanguageModel
-from core.checkpoint import load_config, load_model, resolve, save_model
+from core.checkpoint import load_config, load_model, read_weights, resolve, save_model
 from core.configuration import Wav2Vec2Config
 from core.pretraining import Wav2Vec2ForPreTraining
 from core.tokenizer import Wav2Vec2Tokenizer
@@ -97,6 +97,13 @@ def make_parser() -> argparse.ArgumentParser:
         "--config", default="small", metavar="small|base|JSON", help="from scratch; default: %(default)s"
     )
     start.add_argument("--model", metavar="NAME|DIR", help="go on from a checkpoint's encoder")
+    command.add_argument("--layers", type=int, metavar="N", help="keep the first N blocks of that checkpoint alone")
+    command.add_argument(
+        "--diversity", type=float, metavar="W", help="weight of the diversity loss; default: the config's"
+    )
+    command.add_argument(
+        "--extractor-gradient", type=float, default=0.1, metavar="SHARE", help="0 freezes it; default: %(default)s"
+    )
     command.add_argument("--mask-prob", type=float, default=0.65, help="default: %(default)s")
     command.add_argument("--mask-length", type=int, default=10, metavar="FRAMES", help="default: %(default)s")
     command.add_argument("--max-s", type=float, default=15.6, help="longest crop; default: %(default)s")
@@ -218,21 +225,32 @@ def run_synthesize(args: argparse.Namespace) -> int:
     return show(prepared, args.output / f"{args.name}.tsv")
 
 
-def start_of(args: argparse.Namespace) -> Wav2Vec2ForPreTraining:
-    if args.model:
-        new = ("quantizer.", "project_hid.", "project_q.")
-        return load_model(Wav2Vec2ForPreTraining, args.model, allow_missing=new)
-    return Wav2Vec2ForPreTraining(SIZES.get(args.config) or Wav2Vec2Config.load(args.config))
-
-
 def run_pretrain(args: argparse.Namespace) -> int:
     device = begin(args)
-    model = start_of(args).to(device)
-    settings = PretrainConfig(args.batch_s, args.max_s, args.mask_prob, args.mask_length)
+    tokenizer, is_new = make_tokenizer(do_normalize=True), True
+    if args.model:
+        directory = resolve(args.model)
+        tokenizer = Wav2Vec2Tokenizer.from_pretrained(directory)
+        shape = load_config(directory, args.model)
+        is_new = not any(name.startswith("quantizer.") for name in read_weights(directory, args.model))
+    else:
+        shape = SIZES.get(args.config) or Wav2Vec2Config.load(args.config)
+    if args.layers is not None:
+        shape = replace(shape, num_hidden_layers=args.layers)
+    if args.diversity is not None:
+        shape = replace(shape, diversity_loss_weight=args.diversity)
+    if args.model:
+        new = ("quantizer.", "project_hid.", "project_q.")
+        model = load_model(Wav2Vec2ForPreTraining, args.model, config=shape, allow_missing=new).to(device)
+    else:
+        model = Wav2Vec2ForPreTraining(shape).to(device)
+    settings = PretrainConfig(
+        args.batch_s, args.max_s, args.mask_prob, args.mask_length, args.extractor_gradient, tokenizer.do_normalize
+    )
     config = replace(run_config(args), encoder_rate=1.0)
     speech = Speech(load_clips([(m, 1) for m in args.manifest]), Augment(), args.seed, settings.min_s(model.config))
-    pretrain(model, speech, config, settings)
-    save(model, make_tokenizer(do_normalize=True), args.output)
+    pretrain(model, speech, config, settings, is_new)
+    save(model, tokenizer, args.output)
     return 0
 
 

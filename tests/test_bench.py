@@ -19,7 +19,7 @@ from core.audio import SAMPLE_RATE, Samples
 from core.edit_distance import WordErrors, word_errors
 from core.normalise import normalise, spell, spell_ordinal
 from core.training.manifest import read_manifest, read_set
-from streamer.bench.conditions import CONDITIONS, apply_condition
+from streamer.bench.conditions import CONDITIONS, apply_condition, empty_audio
 from streamer.bench.systems import ModelChoice, assemble_base, load_system
 from streamer.bench.task import Task
 from streamer.bench.wer import (
@@ -193,6 +193,10 @@ def test_conditions_do_what_they_say() -> None:
     assert np.mean(tail[200:4_000] ** 2) > 100 * np.mean(tail[7_000:] ** 2) > 0
     with pytest.raises(ValueError, match=r"clean, noise.*Found: 'rain'"):
         apply_condition("rain", samples)
+    empty = empty_audio()
+    assert not empty.pop("silence").any() and {len(noise) for noise in empty.values()} == {960_000}
+    for noise in empty.values():
+        assert 20 * np.log10(np.sqrt(np.mean(noise**2))) == pytest.approx(-30, abs=0.01)
 
 
 def test_counts_and_comparison(speech_set: Path, tmp_path: Path) -> None:
@@ -238,6 +242,27 @@ def test_every_system_hears_the_same_condition(speech_set: Path) -> None:
     for ours, theirs in zip(heard[:2], heard[2:], strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert not np.array_equal(heard[0], tone(1))
+
+
+def test_all_conditions_make_one_table_with_audio_in_which_nobody_speaks(speech_set: Path) -> None:
+    lengths: list[int] = []
+
+    def load() -> Callable[[Samples], str]:
+        def transcribe(samples: Samples) -> str:
+            lengths.append(len(samples))
+            return "hello there" if samples.any() else ""
+
+        return transcribe
+
+    task = Task((speech_set,), limit=2, condition="all")
+    report = measure("one", load, task)
+    empty = ["60 s of silence", "60 s of white noise", "60 s of pink noise"]
+    assert list(report.hypotheses) == [*(f"tiny {condition}" for condition in CONDITIONS), *empty]
+    assert all(len(report.hypotheses[f"tiny {condition}"]) == 2 for condition in CONDITIONS)
+    assert [report.errors(name).insertions for name in empty] == [0, 2, 2]
+    assert lengths[-3:] == [960_000] * 3
+    lines = table(summary([report], ModelChoice(), task)).splitlines()
+    assert [line.split()[-6:] for line in lines if "white noise" in line] == [["-", "0", "0", "2", "0", "1"]]
 
 
 @pytest.mark.slow

@@ -16,6 +16,8 @@ NOISE_SNR_DB = 10
 REVERB_S = 0.5  # until the room's answer has fallen by 60 dB
 REVERB_DIRECT_DB = 3  # the direct sound over all of the reverberation
 TELEPHONE_HZ = (300, 3400)
+EMPTY_S = 60  # of audio in which nobody speaks
+EMPTY_RMS = 10 ** (-30 / 20)  # of its noise
 
 
 def apply_condition(condition: str, samples: Samples, seed: int = 0) -> Samples:
@@ -39,6 +41,15 @@ def apply_condition(condition: str, samples: Samples, seed: int = 0) -> Samples:
         case _:
             raise ValueError(f"Expected a condition of {', '.join(CONDITIONS)}. Found: {condition!r}")
     return np.clip(changed, -1, 1).astype(np.float32)
+
+
+def empty_audio(seed: int = 0) -> dict[str, Samples]:
+    """A minute each of digital silence, white noise and pink noise: every word heard there is made up."""
+    rng = np.random.default_rng(seed)
+    n = EMPTY_S * SAMPLE_RATE
+    noises = {"white noise": rng.standard_normal(n), "pink noise": _pink(n, rng)}
+    heard = {name: _at_level(noise, EMPTY_RMS).astype(np.float32) for name, noise in noises.items()}
+    return {"silence": np.zeros(n, np.float32), **heard}
 
 
 def _rms(samples: NDArray[np.floating]) -> float:

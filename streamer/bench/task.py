@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,12 +38,12 @@ class Task:
             yield replace(utterance, samples=apply_condition(self.condition, utterance.samples, seed))
 
 
-def add_set_arguments(parser: argparse.ArgumentParser) -> None:
+def add_set_arguments(parser: argparse.ArgumentParser, conditions: Sequence[str] = CONDITIONS) -> None:
     parser.add_argument("sets", nargs="*", type=Path, metavar="SET.tsv", help="manifests: path, transcript, …")
     parser.add_argument("--manifest", action="append", default=[], type=Path, metavar="SET.tsv", help="the same, named")
     parser.add_argument("--audio", type=Path, metavar="DIR", help="where files or tar shards are; default: beside it")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N lines of each set")
-    parser.add_argument("--condition", default="clean", choices=CONDITIONS, help="put onto the audio of all systems")
+    parser.add_argument("--condition", default="clean", choices=conditions, help="put onto the audio of all systems")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
 
 

@@ -3,7 +3,8 @@
 Every system runs in a fresh process of its own, one after the other, so that neither memory nor threads of one
 count for another. Counted is the time in which utterances are transcribed, without loading and decoding of audio:
 `CPU s / audio s` is the processor time of the process with all its threads, `wall s / audio s` the time passed.
-Peak memory is the process's resident set, Python and its libraries included.
+Peak memory is the process's resident set, Python and its libraries included. `--condition all` puts every
+condition onto every set, one after the other, and counts the words that are heard where nobody speaks.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,13 @@ from typing import Any
 from core.audio import SAMPLE_RATE
 from core.edit_distance import WordErrors, word_errors
 from core.normalise import normalise
+from core.training.manifest import Utterance
+from streamer.bench.conditions import CONDITIONS, EMPTY_S, empty_audio
 from streamer.bench.systems import ModelChoice, Transcribe, load_system
 from streamer.bench.task import Task, add_peers_argument, add_set_arguments, peers_of, task_of
 from streamer.recognizer import read_hotwords
 
+ALL = "all"  # conditions
 SHORT_S = 15.0  # utterances up to this length are compared with one pass over the whole
 
 
@@ -84,23 +88,34 @@ class SystemReport:
 
 
 def measure(name: str, load: Callable[[], Transcribe], task: Task) -> SystemReport:
-    """Runs one system over all sets, in this process."""
+    """Runs one system over all sets, in this process. With all conditions, each makes a set of its own."""
     began = time.perf_counter()
     transcribe = load()
     load_s = time.perf_counter() - began
     hypotheses: dict[str, list[Hypothesis]] = {}
     cpu_s = wall_s = 0.0
-    for manifest in task.manifests:
-        heard = hypotheses.setdefault(manifest.stem, [])
-        for utterance in task.utterances(manifest, name):
-            samples = utterance.samples
-            cpu, wall = time.process_time(), time.perf_counter()
-            text = transcribe(samples)
-            cpu_s, wall_s = cpu_s + time.process_time() - cpu, wall_s + time.perf_counter() - wall
-            reference = normalise(utterance.transcript)
-            errors = word_errors(reference.split(), normalise(text).split())
-            heard.append(Hypothesis(utterance.path, len(samples) / SAMPLE_RATE, reference, text, errors))
+    for label, utterance in heard_utterances(task, name):
+        heard = hypotheses.setdefault(label, [])
+        samples = utterance.samples
+        cpu, wall = time.process_time(), time.perf_counter()
+        text = transcribe(samples)
+        cpu_s, wall_s = cpu_s + time.process_time() - cpu, wall_s + time.perf_counter() - wall
+        reference = normalise(utterance.transcript)
+        errors = word_errors(reference.split(), normalise(text).split())
+        heard.append(Hypothesis(utterance.path, len(samples) / SAMPLE_RATE, reference, text, errors))
     return SystemReport(name, hypotheses, load_s, cpu_s, wall_s, peak_memory_mb())
+
+
+def heard_utterances(task: Task, name: str) -> Iterator[tuple[str, Utterance]]:
+    """What a system hears, with the name of the set that it counts for."""
+    for condition in CONDITIONS if task.condition == ALL else (task.condition,):
+        for manifest in task.manifests:
+            label = f"{manifest.stem} {condition}" if task.condition == ALL else manifest.stem
+            for utterance in replace(task, condition=condition).utterances(manifest, name):
+                yield label, utterance
+    if task.condition == ALL:
+        for kind, samples in empty_audio().items():
+            yield f"{EMPTY_S} s of {kind}", Utterance(kind, "", samples)
 
 
 def peak_memory_mb() -> float:
@@ -176,7 +191,8 @@ def table(result: dict[str, Any]) -> str:
     for system in result["systems"]:
         for name, of in system["sets"].items():
             counts = f"{of['substitutions']:5} {of['deletions']:5} {of['insertions']:5} {of['n_words']:6}"
-            lines.append(f"{system['system']:20} {name:{width}} {100 * of['wer']:6.2f} {counts} {of['n_utterances']:4}")
+            rate = f"{100 * of['wer']:6.2f}" if of["n_words"] else f"{'-':>6}"
+            lines.append(f"{system['system']:20} {name:{width}} {rate} {counts} {of['n_utterances']:4}")
     lines += [
         "",
         f"{'system':20} {'audio s':>8} {'load s':>7} {'CPU s / audio s':>16} {'wall s / audio s':>17} {'MB':>5}",
@@ -208,7 +224,7 @@ def write_details(reports: Sequence[SystemReport], path: Path) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_set_arguments(parser)
+    add_set_arguments(parser, (*CONDITIONS, ALL))
     add_peers_argument(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--offline", action="store_true", help="one pass over each utterance instead of streaming")

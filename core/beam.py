@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,12 +25,14 @@ from core.aligner import align_words
 from core.decoder import Alphabet, Decode, GreedyDecoder, WordSpan
 from core.stitcher import LogProbs
 
+logger = logging.getLogger(__name__)
+
 FOLDER = "language_model"
 ARPA = (".arpa", ".arpa.gz")
 FILES = (*ARPA, ".bin", ".binary", ".klm", ".kenlm")
 WIDTH, DRAFT_WIDTH = 50, 12  # hypotheses kept
 LEAST_TOKEN = -6.0  # log-probability below which a token is not tried
-HOTWORD_WEIGHT = 8.0  # natural logarithm
+HOTWORD_WEIGHT = 12.0  # natural logarithm; a word that the language model lacks has cost 10
 
 
 class LanguageModelError(ValueError):
@@ -144,10 +147,9 @@ class BeamDecoder:
     def __post_init__(self) -> None:
         if self.alphabet.delimiter == self.alphabet.blank:
             raise LanguageModelError("Expected a model with a word delimiter. Found: a vocabulary without one")
-        letters = set("".join(self.alphabet.tokens))
         spelled = {self.spell(word): weight for word, weight in self.hotwords.items()}
         for word in spelled:
-            if wrong := set(word) - letters - {" "}:
+            if wrong := self.foreign_letters(word):
                 raise ValueError(f"Expected hot words in the model's letters. Found {sorted(wrong)} in {word!r}")
         object.__setattr__(self, "hotwords", spelled)
         if self.engine is None:
@@ -156,6 +158,14 @@ class BeamDecoder:
     def with_hotwords(self, hotwords: Mapping[str, float]) -> BeamDecoder:
         """The same language model for another stream."""
         return BeamDecoder(self.alphabet, self.language_model, hotwords, self.width, self.engine)
+
+    def can_spell(self, word: str) -> bool:
+        """Whether the model has letters for a hot word."""
+        return not self.foreign_letters(self.spell(word))
+
+    def foreign_letters(self, spelled: str) -> set[str]:
+        tokens = (token for i, token in enumerate(self.alphabet.tokens) if i not in self.alphabet.special)
+        return set(spelled) - set("".join(tokens)) - {" "}
 
     def spell(self, word: str) -> str:
         """In the case of the model's letters."""
@@ -199,8 +209,13 @@ def make_decoder(model: AcousticModel, lm: str | Path = "auto", hotwords: Mappin
     """
     language_model = None
     if lm == "auto":
-        if model.directory is not None and is_installed():
-            language_model = LanguageModel.of_checkpoint(model.directory)
+        if model.directory is not None and (model.directory / FOLDER).is_dir():
+            if is_installed():
+                language_model = LanguageModel.of_checkpoint(model.directory)
+            else:
+                logger.warning(
+                    "%s goes without its language model, which needs: pip install 'streamer[lm]'", model.name
+                )
     elif lm != "none":
         language_model = LanguageModel.load(lm)
     if language_model is None and not hotwords:

@@ -79,6 +79,9 @@ class Conversation(Protocol):
     def refuse(self, message: str) -> None:
         """There is no room for the stream that it asked for: the conversation is over."""
 
+    def ignore_hotwords(self, n: int) -> None:
+        """So many of the hot words that it asked for mean nothing here."""
+
     def release(self) -> None:
         """It is forgotten: whatever it holds besides memory is given back."""
 
@@ -265,6 +268,9 @@ class Dialect:
 
     def refuse(self, message: str) -> None:
         self.end(TRY_LATER, message)
+
+    def ignore_hotwords(self, n: int) -> None:
+        """Most protocols have no words for it."""
 
     def release(self) -> None:
         """Nothing but memory, here."""

@@ -21,6 +21,7 @@ from starlette.websockets import WebSocketDisconnect
 from core.engine import Engine
 from core.transcript import Gap
 from streamer.dialect import Conversation
+from streamer.hotwords import session_decoder
 from streamer.job import Failed, Item, Job, Opening, Output
 from streamer.metrics import Metrics
 from streamer.pace import Pace
@@ -185,8 +186,11 @@ class Hub:
         def deliver(outputs: Sequence[Output]) -> None:
             loop.call_soon_threadsafe(self.deliver, live, opening, outputs)
 
-        engine = self.engines.get(opening.model)
-        live.job = self.scheduler.open(opening.config, deliver, engine, opening.n_streams, opening.partials)
+        engine = self.engines.get(opening.model, self.scheduler.engine)
+        decode, ignored = session_decoder(engine.decode, dict(opening.hotwords))
+        if ignored:
+            live.session.ignore_hotwords(len(ignored))
+        live.job = self.scheduler.open(opening.config, deliver, engine, opening.n_streams, opening.partials, decode)
         self.metrics.started.inc()
         details = {"session": live.tag, "model": opening.model}
         logger.info("session %s begins: %s", live.tag, opening.note, extra=details)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from core.audio import FRAMES_PER_SECOND, RECEPTIVE_FIELD, SAMPLE_RATE, Samples
 from core.engine import Engine, Pass, Stream, StreamConfig
 from core.transcript import Event
+from streamer.hotwords import HotWords
 
 AHEAD_S = 2.0  # audio sent faster than real time is put behind that of others by this much at most
 CATCH_UP = 0.9  # a session that was ahead once counts as real time again after ten times that
@@ -26,6 +27,7 @@ class Opening:
     n_streams: int = 1  # one a channel that is transcribed by itself
     partials: bool = True  # without, steps that only show partials may be left out
     note: str = ""  # for the log
+    hotwords: HotWords = ()  # of this stream, besides the server's
 
 
 class Command(enum.Enum):

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.audio import FRAMES_PER_SECOND, SAMPLE_RATE, Samples
+from core.decoder import Decode
 from core.engine import Engine, Pass, StreamConfig
 from core.transcript import Event
 from streamer.job import (
@@ -124,12 +125,14 @@ class Scheduler:
         engine: Engine | None = None,
         channels: int = 1,
         wants_partials: bool = True,
+        decode: Decode | None = None,
     ) -> Job:
         """A new stream, or one a channel. `deliver` is called on the scheduler's thread and must only hand over.
 
         Args:
             channels: with more than one, samples are (n, channels) and outputs come as `OfChannel`.
             wants_partials: without, half of the steps or more are left out.
+            decode: instead of the engine's way from frames to words.
         """
         engine, now = engine or self.engine, self.clock()
 
@@ -139,7 +142,7 @@ class Scheduler:
             )
 
         delivers = [deliver] if channels == 1 else [tagged(channel) for channel in range(channels)]
-        jobs = [Job(engine, engine.new_stream(config), one, now, wants_partials) for one in delivers]
+        jobs = [Job(engine, engine.new_stream(config, decode), one, now, wants_partials) for one in delivers]
         jobs[0].channels = tuple(jobs)
         with self.wake:
             self.jobs.update(dict.fromkeys(jobs))

@@ -53,7 +53,7 @@ class Session:
         self.start = start
         self.limits = limits or SessionLimits()
         self.config = start.config()
-        self.opening = Opening(self.config, start.model, start.n_streams, start.partials, str(start))
+        self.opening = Opening(self.config, start.model, start.n_streams, start.partials, str(start), start.hotwords)
         self.intake = Intake(start.sample_rate, start.encoding, start.channels, start.split)
         self.seq = 0
         self.unsent: deque[Entry] = deque()
@@ -131,6 +131,10 @@ class Session:
 
     def refuse(self, message: str) -> None:
         self.fail("busy", message, TRY_LATER)
+
+    def ignore_hotwords(self, n: int) -> None:
+        why = "this server searches without a beam, or its model has no letters for them"
+        self.error("hotwords_ignored", f"{n} of {len(self.start.hotwords)} hot words are ignored: {why}")
 
     def release(self) -> None:
         """Nothing but memory."""

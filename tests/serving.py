@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from planted import PlantedModel
 
+from core.decoder import Decode
 from core.engine import Engine
 from streamer.auth import Access
 from streamer.hub import Hub, Limits
@@ -40,9 +41,10 @@ async def serving(
     limits: Limits | None = None,
     model: PlantedModel | None = None,
     others: Sequence[PlantedModel] = (),
+    decode: Decode | None = None,
 ) -> AsyncIterator[Serving]:
     limits = limits or Limits()
-    engine, *more = [Engine(one) for one in (model or PlantedModel(), *others)]  # type: ignore[arg-type]
+    engine, *more = [Engine(one, decode) for one in (model or PlantedModel(), *others)]  # type: ignore[arg-type]
     wyoming = listen("127.0.0.1", 0)
     app = create_app(engine, access=access, limits=limits, others=more, wyoming=wyoming)
     listener = listen("127.0.0.1", 0)

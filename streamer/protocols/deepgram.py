@@ -7,14 +7,17 @@ server's it means the default.
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from core.audio import HOP, SAMPLE_RATE
+from core.beam import HOTWORD_WEIGHT
 from core.engine import StreamConfig
 from core.transcript import Word
 from streamer import __version__
+from streamer.hotwords import HotWords, bounded
 from streamer.protocols.native import ENDPOINT_MS, MAX_CHANNELS, SAMPLE_RATES, Message, Start, shown
 
 ENCODINGS = {"linear16": "pcm_s16le", "linear32": "pcm_f32le", "mulaw": "mulaw", "alaw": "alaw"}
@@ -27,6 +30,7 @@ NO_AUDIO = (
     "Deepgram did not receive audio data or a text message within the timeout window. See https://dpgr.am/net0001",
 )
 IDLE_S = 10.0
+BOOST = re.compile(r"-?[0-9]{1,4}(\.[0-9]{0,9})?")
 ERROR_CODES = {
     400: "INVALID_QUERY_PARAMETER",
     401: "INVALID_AUTH",
@@ -63,14 +67,15 @@ class Listen:
 
 
 def parse(query: Iterable[tuple[str, str]], defaults: Start, models: Sequence[str] = ()) -> Listen:
-    """The parameters of the query string. `keywords` and `keyterm` are read nowhere yet.
+    """The parameters of the query string.
 
     Raises:
         QueryError: a parameter that is served has an impossible value.
     """
+    query = [(name.lower(), value) for name, value in query]
     given: dict[str, str] = {}
     for name, value in query:
-        given.setdefault(name.lower(), value)
+        given.setdefault(name, value)
     encoding = given.get("encoding", "").lower()
     is_container = encoding in ("", *CONTAINERS)
     if not is_container and encoding not in ENCODINGS:
@@ -94,6 +99,7 @@ def parse(query: Iterable[tuple[str, str]], defaults: Start, models: Sequence[st
         model=given["model"] if given.get("model") in models else defaults.model,
         endpoint_ms=endpoint_ms,
         partials=interim_results,
+        hotwords=hot_words(query),
     )
     return Listen(
         start,
@@ -104,6 +110,23 @@ def parse(query: Iterable[tuple[str, str]], defaults: Start, models: Sequence[st
         flag(given, "vad_events"),
         flag(given, "punctuate") or flag(given, "smart_format"),
     )
+
+
+def hot_words(query: Iterable[tuple[str, str]]) -> HotWords:
+    """`keyterm=PHRASE` and `keywords=WORD` or `WORD:BOOST`, without which a boost of 1 is meant: the usual weight."""
+    words = []
+    for name, value in query:
+        if name == "keyterm":
+            words.append((value, HOTWORD_WEIGHT))
+        elif name == "keywords":
+            word, _, boost = value.rpartition(":") if ":" in value else (value, "", "1")
+            if not BOOST.fullmatch(boost):
+                raise QueryError(f"keywords must be WORD or WORD:BOOST. Found a boost of {shown(boost)}")
+            words.append((word, HOTWORD_WEIGHT * float(boost)))
+    try:
+        return bounded(words)
+    except ValueError as e:
+        raise QueryError(str(e)) from e
 
 
 def pause(given: Mapping[str, str], default_ms: int) -> tuple[int, bool]:

@@ -58,7 +58,8 @@ class Deepgram(Dialect):
         note = f"deepgram, {'a container' if listen.is_container else f'{start.encoding} {start.sample_rate} Hz'}"
         raw = Intake(start.sample_rate, start.encoding, start.channels, start.split)
         decoder: Decoder = ContainerReader() if listen.is_container else raw
-        self.begin(Opening(listen.config(), start.model, start.n_streams, start.partials, note), decoder)
+        opening = Opening(listen.config(), start.model, start.n_streams, start.partials, note, start.hotwords)
+        self.begin(opening, decoder)
 
     # The client's side
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 from core.audio import ENCODINGS, HOP, SAMPLE_RATE
+from core.beam import parse_hotwords
 from core.captions import event_object
 from core.endpoint import EndpointConfig
 from core.engine import LATENCIES, StreamConfig
 from core.transcript import Event
+from streamer.hotwords import HotWords, bounded
 
 Message = dict[str, object]
 
@@ -46,6 +48,7 @@ class Start:
     endpoint_ms: int = 1000  # a quiet pause of this length ends a segment
     partials: bool = True  # whether partials are sent
     words: bool = True  # whether messages list words with times
+    hotwords: HotWords = field(default=(), repr=False)  # words or phrases, and by how much they become likelier
     acks: bool = False  # whether accepted audio is acknowledged each second although there is nothing to say
 
     @property
@@ -77,7 +80,7 @@ class End:
 
 
 ClientMessage = Start | Resume | Flush | End
-OPTIONS = tuple(field.name for field in fields(Start))
+OPTIONS = tuple(one.name for one in fields(Start))
 
 
 def parse(text: str, defaults: Start, models: Sequence[str] = ()) -> ClientMessage:
@@ -133,6 +136,7 @@ def parse_start(options: Mapping[str, object], defaults: Start, models: Sequence
         words=_flag(options, "words", defaults.words),
         acks=_flag(options, "acks", defaults.acks),
         split=_flag(options, "split", defaults.split),
+        hotwords=_hotwords(options, defaults.hotwords),
     )
     if start.split and start.channels == 1:
         raise ProtocolError("bad_option", "split needs channels: 2. Found: 1")
@@ -170,6 +174,20 @@ def _flag(options: Mapping[str, object], name: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise ProtocolError("bad_option", f"{name} must be true or false. Found: {shown(value)}")
     return value
+
+
+def _hotwords(options: Mapping[str, object], default: HotWords) -> HotWords:
+    """A list of `word` and `word:weight`; in a query separated by commas."""
+    value = options.get("hotwords")
+    if value is None:
+        return default
+    lines = value.split(",") if isinstance(value, str) else value
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise ProtocolError("bad_option", f"hotwords must be a list of words. Found: {type(value).__name__}")
+    try:
+        return bounded(parse_hotwords(lines).items())
+    except ValueError as e:
+        raise ProtocolError("bad_option", str(e)) from e
 
 
 def event_message(event: Event, with_words: bool) -> Message:

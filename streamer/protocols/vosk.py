@@ -2,7 +2,8 @@
 
 Lockstep: every message with audio, `eof` and `reset` get exactly one reply each, in order, and nothing else is ever
 said. Audio is answered at once with the newest partial there is, or with a final that has not been told; `eof` and
-`reset` wait for the last words. `phrase_list` and settings of other servers are accepted and change nothing.
+`reset` wait for the last words. The phrases of `phrase_list` are hot words where the server has a beam, and no grammar
+that forbids all others. Settings of other servers are accepted and change nothing.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from core.beam import HOTWORD_WEIGHT
 from core.transcript import Event, Transcript, Word
 from streamer.dialect import Dialect
+from streamer.hotwords import LETTERS, MOST, HotWords, bounded
 from streamer.intake import Intake
 from streamer.job import Command, Item, Opening
 from streamer.protocols.native import SAMPLE_RATES, Message, Start, shown
@@ -49,7 +52,8 @@ class Vosk(Dialect):
         if self.is_ended:
             return []
         if self.opening is None:
-            opening = Opening(self.start.config(), self.start.model, note=f"vosk, {self.start.sample_rate} Hz")
+            note = f"vosk, {self.start.sample_rate} Hz"
+            opening = Opening(self.start.config(), self.start.model, note=note, hotwords=self.start.hotwords)
             self.begin(opening, Intake(self.start.sample_rate, self.start.encoding, self.start.channels))
         items = self.push(data)
         self.owed.append(None)
@@ -92,7 +96,8 @@ class Vosk(Dialect):
         self.words = bool(options.get("words", self.words))
         model = options.get("model")
         named = model if isinstance(model, str) and model in self.models else self.start.model
-        self.start = replace(self.start, sample_rate=rate, model=named)
+        hotwords = phrases(options["phrase_list"]) if "phrase_list" in options else self.start.hotwords
+        self.start = replace(self.start, sample_rate=rate, model=named, hotwords=hotwords)
 
     # The engine's side
 
@@ -142,6 +147,13 @@ class Vosk(Dialect):
             alternative = {"confidence": confidence(words), **({"result": listed} if listed else {}), "text": text}
             return {"alternatives": [alternative]}
         return {**({"result": result} if result else {}), "text": text}
+
+
+def phrases(value: object) -> HotWords:
+    """As many of a `phrase_list` as a session may have; `[unk]` and the like are none."""
+    listed = value if isinstance(value, list) else []
+    words = [word for word in listed if isinstance(word, str) and len(word) <= LETTERS and not word.startswith("[")]
+    return bounded((word, HOTWORD_WEIGHT) for word in words[:MOST])
 
 
 def word_object(word: Word) -> Message:

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from core.beam import HOTWORD_WEIGHT
 from core.transcript import Event, Transcript
 from streamer import __version__
 from streamer.dialect import Dialect
+from streamer.hotwords import LETTERS, MOST, HotWords, bounded
 from streamer.intake import Intake
 from streamer.job import Item, Opening
 from streamer.protocols.native import Message, Start, shown
@@ -195,7 +197,8 @@ class Wyoming(Dialect):
             language, name = event.data.get("language"), event.data.get("name")
             self.language = language if isinstance(language, str) else LANGUAGE
             named = isinstance(name, str) and name in self.models
-            self.start = replace(self.defaults, model=str(name) if named else self.defaults.model)
+            model = str(name) if named else self.defaults.model
+            self.start = replace(self.defaults, model=model, hotwords=biasing(event.data))
 
     def begin_utterance(self, audio: Mapping[str, object]) -> None:
         """Raises ValueError where its format cannot be read."""
@@ -203,7 +206,8 @@ class Wyoming(Dialect):
         self.width = number(audio, "width", *WIDTHS)
         channels = number(audio, "channels", *CHANNELS)
         self.texts = []
-        opening = Opening(self.start.config(), self.start.model, partials=False, note=f"wyoming, {rate} Hz")
+        config, note = self.start.config(), f"wyoming, {rate} Hz"
+        opening = Opening(config, self.start.model, partials=False, note=note, hotwords=self.start.hotwords)
         self.begin(opening, Intake(rate, "pcm_s16le", channels))
         self.tell("transcript-start", {"language": self.language})
 
@@ -261,6 +265,16 @@ class Wyoming(Dialect):
 
     def tell(self, kind: str, data: Mapping[str, object] | None = None) -> None:
         self.say(Told(kind, data or {}).encode())
+
+
+def biasing(data: Mapping[str, object]) -> HotWords:
+    """`transcript_names`, which count more, and `transcript_terms`: as many as a session may have."""
+    words: list[tuple[str, float]] = []
+    for key, weight in (("transcript_names", 1.25 * HOTWORD_WEIGHT), ("transcript_terms", HOTWORD_WEIGHT)):
+        listed = data.get(key)
+        texts = listed if isinstance(listed, list) else []
+        words += [(text, weight) for text in texts if isinstance(text, str) and len(text) <= LETTERS]
+    return bounded(words[:MOST])
 
 
 def number(audio: Mapping[str, object], name: str, least: int, most: int) -> int:

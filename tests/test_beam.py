@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from planted import ALPHABET, TOKENS, PlantedModel, plant
 
-from core.beam import FOLDER, BeamDecoder, LanguageModel, LanguageModelError, parse_hotwords
-from core.decoder import decode_greedy
+from core.beam import FOLDER, BeamDecoder, LanguageModel, LanguageModelError, make_decoder, parse_hotwords
+from core.decoder import GreedyDecoder, decode_greedy
 from core.engine import Engine, StreamConfig
 from core.training.ngram import count_grams, estimate, write_arpa
 
@@ -71,6 +72,18 @@ def test_settings_come_from_attrs_and_words_from_the_arpa(folder: Path) -> None:
     assert LanguageModel.of_checkpoint(folder) is None
 
 
+def test_a_language_model_that_cannot_be_used_is_told_of(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = SimpleNamespace(alphabet=ALPHABET, directory=folder.parent, name="mine")
+    assert isinstance(make_decoder(model), BeamDecoder) and not caplog.records
+    monkeypatch.setattr("core.beam.is_installed", lambda: False)
+    assert isinstance(make_decoder(model), GreedyDecoder)
+    assert "mine goes without its language model" in caplog.text and "streamer[lm]" in caplog.text
+    caplog.clear()
+    assert isinstance(make_decoder(model, "none"), GreedyDecoder) and not caplog.records
+
+
 def test_hot_words_lift_the_rare_and_leave_the_rest(folder: Path) -> None:
     model = LanguageModel.load(folder)
     doubtful = frames("SEE THE OTTER", {8: "U"}, sure=0.3)  # the greedy path reads UTTER
@@ -110,7 +123,7 @@ def test_finals_of_a_stream_are_those_of_one_pass(folder: Path) -> None:
 
 def test_hot_word_files() -> None:
     lines = ["# names", "Okafor", "Siobhan:3.5  # a friend", "", "New York : 5"]
-    assert parse_hotwords(lines) == {"Okafor": 8.0, "Siobhan": 3.5, "New York": 5.0}
+    assert parse_hotwords(lines) == {"Okafor": 12.0, "Siobhan": 3.5, "New York": 5.0}
     with pytest.raises(ValueError, match="line 2.*'b:much'"):
         parse_hotwords(["a", "b:much"])
     with pytest.raises(ValueError, match="7"):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 class EndpointConfig:
     """All lengths in frames of 20 ms."""
 
-    after_speech: int = 75  # a quiet pause of this length ends the segment
+    after_speech: int = 50  # a quiet pause of this length ends the segment
     loud_factor: int = 3  # a pause that is not quiet must be this many times as long
     before_speech: int = 150  # silence without any word that is let go of
     max_length: int = 1000  # a segment of this length is cut at its best seam

@@ -18,13 +18,14 @@ import torch
 from core.audio import Samples
 from core.checkpoint import load_model, resolve
 from core.decoder import Alphabet
+from core.precision import is_fast, pack
 from core.stitcher import LogProbs
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.wav2vec2 import Wav2Vec2ForCTC
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 MAX_BATCH_SAMPLES = 16_000 * 600  # one call's worth of audio; more is split, so memory stays bounded
 
 
@@ -50,11 +51,16 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on CUDA and float32 elsewhere."""
+    """`auto` is bfloat16 on CUDA and float32 elsewhere; int8 is of the CPU.
+
+    On the CPU bfloat16 is twice as fast, but changes the letter of more than one frame in a thousand.
+    """
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if dtype not in DTYPES:
         raise ValueError(f"Expected a dtype of auto, {', '.join(DTYPES)}. Found: {dtype!r}")
+    if dtype == "int8" and device.type != "cpu":
+        raise ValueError(f"Expected the CPU for int8. Found: {device}")
     return DTYPES[dtype]
 
 
@@ -89,6 +95,7 @@ class AcousticModel:
         """Loads a checkpoint by name or directory.
 
         Args:
+            dtype: on a CPU every choice but `float32`, the reference, packs the weights; see `core.precision`.
             threads: of PyTorch within this process; None leaves them as they are.
 
         Raises:
@@ -105,7 +112,11 @@ class AcousticModel:
         tokenizer = Wav2Vec2Tokenizer.from_pretrained(directory)
         if tokenizer.sampling_rate != 16_000:
             raise ValueError(f"Expected a model for 16000 Hz. Found: {tokenizer.sampling_rate} Hz in {name_or_dir}")
-        model = load_model(Wav2Vec2ForCTC, directory).to(chosen, kind)
+        model = load_model(Wav2Vec2ForCTC, directory)
+        if chosen.type == "cpu" and dtype != "float32" and (kind == torch.int8 or is_fast(kind)):
+            model = pack(model, kind)
+        else:
+            model = model.to(chosen, kind)
         return cls(model, tokenizer, str(name_or_dir), directory)
 
     def emit(self, windows: Sequence[Samples]) -> list[LogProbs]:

@@ -50,7 +50,7 @@ def add_model_options(parser: argparse.ArgumentParser, several: bool = False, ha
     else:
         group.add_argument("--model", default="streamer-en", metavar="NAME|DIR", help="default: %(default)s")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    group.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
+    group.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "int8"])
     group.add_argument("--threads", type=int, default=None, metavar="N", help="PyTorch threads")
     group.add_argument(
         "--lm", default="auto", metavar="PATH", help="n-gram model; default: the model's own; none: without"

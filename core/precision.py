@@ -1,0 +1,270 @@
+"""A model for inference on an x86 processor: products in float32, bfloat16 or int8 with weights packed once.
+
+Packed are the linear layers, the extractor's convolutions (products of frames) and the positional convolution, with
+GELU fused where it follows. Norms, residual sums, the first convolution and the softmax over the vocabulary are
+float32 always. int8 is for the linear layers of the encoder, symmetric, per output channel for weights and per window
+for activations, whose scale is found at run time (Jacob et al. 2018, section 2); the rest is bfloat16 then.
+The kernels are oneDNN's, by the operators that PyTorch's own compiler calls. What is packed cannot be trained or saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.configuration import Wav2Vec2Config
+from core.wav2vec2 import Attention, ConvLayer, FeedForward, PositionalConvEmbedding, Wav2Vec2ForCTC
+
+STRETCH = 100  # frames that the extractor makes at once
+MAX_SCORES = 1 << 24  # attention scores held at once; more go through the tiled kernel, which is slower
+NEEDED = {
+    torch.float32: ("avx512_f", "avx2"),
+    torch.bfloat16: ("avx512_bf16", "amx_bf16"),
+    torch.int8: ("avx512_vnni", "avx_vnni"),
+}
+Post = tuple[str, list[float | None], str]  # what follows a product, in oneDNN's words
+PLAIN: Post = ("none", [], "")
+GELU: Post = ("gelu", [], "none")
+
+
+def is_fast(dtype: torch.dtype) -> bool:
+    """Whether this processor has instructions for products of that type, and PyTorch the kernels."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.cpu, "get_capabilities"):  # type: ignore[no-untyped-call]
+        return False
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name, False) for name in NEEDED[dtype])
+
+
+def narrow(dtype: torch.dtype) -> torch.dtype:
+    """The type of what has no int8 kernel."""
+    return torch.bfloat16 if dtype == torch.int8 else dtype
+
+
+class Product(nn.Module):
+    """`activation(x @ weight.T + bias)` with a packed weight (n_out, n_in); the activation is GELU or none.
+
+    Args:
+        dtype: float32, bfloat16 or int8, of what is multiplied.
+        out: type of the result; as multiplied, or of int8 float32, where it is None.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        gelu: bool = False,
+        out: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.dtype, self.post = dtype, GELU if gelu else PLAIN
+        self.out = out or (torch.float32 if dtype == torch.int8 else dtype)
+        weight = weight.detach().float()
+        self.bias = None if bias is None else bias.detach().to(torch.float32 if dtype == torch.int8 else dtype)
+        if dtype == torch.int8:
+            self.scales = weight.abs().amax(1).clamp(min=1e-12) / 127
+            rounded = (weight / self.scales[:, None]).round().to(torch.int8)
+            self.packed = torch.ops.onednn.qlinear_prepack(rounded, None)
+            self.zeros = torch.zeros(len(weight), dtype=torch.int32)
+        else:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, frame, n_out) of (batch, frame, n_in)."""
+        if self.dtype != torch.int8:
+            product: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, self.bias, *self.post)
+            return product.to(self.out)
+        # A window at a time: the scale of one must not depend on what else is in the batch.
+        products = [self.multiply_rounded(window[None].float()) for window in x]
+        return torch.cat(products) if len(x) > 1 else products[0]
+
+    def multiply_rounded(self, x: Tensor) -> Tensor:
+        low, high = torch.aminmax(x)
+        scale = max(-low.item(), high.item(), 1e-12) / 127
+        # The kernel is fast for unsigned numbers alone: with the highest bit turned, zero is at 128.
+        rounded = x.mul(1 / scale).round_().to(torch.int8).view(torch.uint8).bitwise_xor_(128)
+        product: Tensor = torch.ops.onednn.qlinear_pointwise(
+            rounded, scale, 128, self.packed, self.scales, self.zeros, self.bias, 1.0, 0, self.out, *self.post
+        )
+        return product
+
+
+def overlap(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """(batch, row, kernel * channel) view of (batch, frame, channel): the frames under each step of a convolution."""
+    B, T, C = x.shape
+    x = x.contiguous()
+    return x.as_strided((B, (T - kernel) // stride + 1, kernel * C), (T * C, stride * C, 1))
+
+
+class PackedConvLayer(nn.Module):
+    """A convolution of the extractor after the first: a product of overlapping frames."""
+
+    def __init__(self, layer: ConvLayer, dtype: torch.dtype) -> None:
+        super().__init__()
+        (self.kernel,), (self.stride,) = layer.conv.kernel_size, layer.conv.stride
+        self.layer_norm, self.activation = layer.layer_norm, layer.activation
+        self.is_fused = self.layer_norm is None and self.activation is F.gelu
+        weight = layer.conv.weight.transpose(1, 2).flatten(1)  # (n_out, kernel * n_in)
+        self.product = Product(weight, layer.conv.bias, dtype, self.is_fused)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, frame, channel) to the same."""
+        x = self.product(overlap(x, self.kernel, self.stride))
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        return x if self.is_fused else self.activation(x)
+
+
+class FirstConvLayer(nn.Module):
+    """The convolution of the waveform as a float32 product, into which a group norm over time is folded.
+
+    Mean and variance of a channel over a window follow from those of the samples under its taps, which are few, so
+    that such a norm becomes part of the weights before the long product is made.
+    """
+
+    def __init__(self, layer: ConvLayer) -> None:
+        super().__init__()
+        (self.kernel,), (self.stride,) = layer.conv.kernel_size, layer.conv.stride
+        self.weight, bias = layer.conv.weight.detach()[:, 0], layer.conv.bias  # (channel, tap)
+        self.bias = torch.zeros(len(self.weight)) if bias is None else bias.detach()
+        self.layer_norm, self.activation = layer.layer_norm, layer.activation
+        self.per_frame = layer.per_frame
+
+    def taps(self, samples: Tensor) -> Tensor:
+        """(frame, tap) of (sample,)."""
+        return samples.unfold(0, self.kernel, self.stride)
+
+    def weights(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the convolution for the window of these samples, normed where the norm is over time."""
+        if not isinstance(self.layer_norm, nn.GroupNorm):
+            return self.weight, self.bias
+        taps, weight = self.taps(samples).double(), self.weight.double()
+        mean = taps.mean(0)
+        taps = taps - mean
+        variance = ((weight @ (taps.T @ taps / len(taps))) * weight).sum(1)
+        gain = self.layer_norm.weight.double() / (variance + self.layer_norm.eps).sqrt()
+        return (weight * gain[:, None]).float(), (self.layer_norm.bias - weight @ mean * gain).float()
+
+    def forward(self, samples: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """(1, frame, channel) of (sample,)."""
+        x = F.linear(self.taps(samples), weight, bias)
+        return self.activation(x if self.layer_norm is None or not self.per_frame else self.layer_norm(x))[None]
+
+
+class PackedExtractor(nn.Module):
+    """The convolutions, a stretch of the window at a time, so that what one hands to the next stays in the cache."""
+
+    def __init__(self, layers: Sequence[ConvLayer], config: Wav2Vec2Config, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config = config
+        self.first = FirstConvLayer(layers[0])
+        self.rest = nn.Sequential(*(PackedConvLayer(layer, dtype) for layer in layers[1:]))
+
+    def extract(self, samples: Tensor) -> Tensor:
+        """(frame, channel) of the (sample,) of one window."""
+        hop, field = self.config.hop, self.config.receptive_field
+        weights = self.first.weights(samples)
+        return torch.cat(
+            [
+                self.rest(self.first(samples[hop * start : hop * (start + STRETCH - 1) + field], *weights))[0]
+                for start in range(0, self.config.n_frames(len(samples)), STRETCH)
+            ]
+        )
+
+    def forward(self, input_values: Tensor) -> Tensor:
+        """Waveforms (batch, sample) to float32 features (batch, channel, frame), frame by frame in memory."""
+        return torch.stack([self.extract(samples) for samples in input_values]).float().transpose(1, 2)
+
+
+class PackedPositions(nn.Module):
+    """The positional convolution, its weight norm folded."""
+
+    def __init__(self, embedding: PositionalConvEmbedding, dtype: torch.dtype) -> None:
+        super().__init__()
+        conv, self.n_surplus, self.activation = embedding.conv, embedding.n_surplus, embedding.activation
+        self.dtype, self.is_fused = dtype, self.activation is F.gelu
+        self.post = GELU if self.is_fused else PLAIN
+        self.bias = conv.bias.detach().to(dtype)
+        self.places = ([0, conv.padding[0]], [1, 1], [1, 1], conv.groups)  # padding, stride, dilation, groups
+        weight = conv.weight.detach().to(dtype)[:, :, None]
+        self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.places, None)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(batch, frame, hidden) to the same."""
+        x = hidden.to(self.dtype).transpose(1, 2)[:, :, None]
+        x = torch.ops.mkldnn._convolution_pointwise(x, self.packed, self.bias, *self.places, *self.post)[:, :, 0]
+        x = x[:, :, : x.shape[2] - self.n_surplus]
+        return (x if self.is_fused else self.activation(x)).transpose(1, 2)
+
+
+class PackedAttention(nn.Module):
+    """Self-attention with one product for queries, keys and values."""
+
+    def __init__(self, attention: Attention, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.n_heads = attention.n_heads
+        q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
+        scale = (q.out_features // self.n_heads) ** -0.5
+        weight, bias = torch.cat([q.weight * scale, k.weight, v.weight]), torch.cat([q.bias * scale, k.bias, v.bias])
+        self.qkv = Product(weight, bias, dtype, out=narrow(dtype))
+        self.out_proj = Product(attention.out_proj.weight, attention.out_proj.bias, dtype)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None, want_weights: bool) -> tuple[Tensor, Tensor | None]:
+        """As `Attention.forward`."""
+        B, T, D = hidden.shape  # batch, frame, hidden
+        q, k, v = self.qkv(hidden).view(B, T, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        # In bfloat16 the tiled kernel is slower than products of whole matrices, which need room.
+        if want_weights or (q.dtype == torch.bfloat16 and B * self.n_heads * T * T <= MAX_SCORES):
+            scores = q @ k.transpose(2, 3)
+            if mask is not None:
+                scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+            weights = scores.softmax(-1)
+            out = weights @ v
+        else:
+            weights, out = None, F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+        return self.out_proj(out.transpose(1, 2).reshape(B, T, D)), weights if want_weights else None
+
+
+class PackedFeedForward(nn.Module):
+    def __init__(self, layer: FeedForward, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.activation = layer.activation
+        self.is_fused = self.activation is F.gelu
+        first, second = layer.intermediate_dense, layer.output_dense
+        self.intermediate_dense = Product(first.weight, first.bias, dtype, self.is_fused)
+        self.output_dense = Product(second.weight, second.bias, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.intermediate_dense(x)
+        x = self.output_dense(x if self.is_fused else self.activation(x))
+        return x
+
+
+@torch.no_grad()
+def pack(model: Wav2Vec2ForCTC, dtype: torch.dtype) -> Wav2Vec2ForCTC:
+    """`model`, changed in place to multiply in float32, bfloat16 or int8: for inference on the CPU alone.
+
+    Raises:
+        ValueError: the processor has no such instructions.
+    """
+    if not is_fast(dtype):
+        raise ValueError(f"Expected a processor with {' or '.join(NEEDED[dtype])} for {dtype}. Found: none of them")
+    network, rest = model.float().eval().wav2vec2, narrow(dtype)
+    layers = [layer for layer in network.feature_extractor.conv_layers if isinstance(layer, ConvLayer)]
+    projection = network.feature_projection.projection
+    replaced: dict[str, nn.Module] = {
+        "feature_extractor": PackedExtractor(layers, model.config, rest),
+        "feature_projection.projection": Product(projection.weight, projection.bias, rest, out=torch.float32),
+        "encoder.pos_conv_embed": PackedPositions(network.encoder.pos_conv_embed, rest),
+    }
+    for name, module in network.encoder.layers.named_modules(prefix="encoder.layers"):
+        if isinstance(module, Attention):
+            replaced[name] = PackedAttention(module, dtype)
+        elif isinstance(module, FeedForward):
+            replaced[name] = PackedFeedForward(module, dtype)
+    for name, module in replaced.items():
+        network.set_submodule(name, module)
+    return model

@@ -1,0 +1,124 @@
+"""Packed models against the plain float32 one."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from core.acoustic import AcousticModel, choose_dtype
+from core.configuration import Wav2Vec2Config
+from core.precision import Product, is_fast, overlap, pack
+from core.wav2vec2 import Wav2Vec2ForCTC
+
+BASE = Wav2Vec2Config(
+    vocab_size=11,
+    hidden_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=96,
+    conv_dim=(32, 32, 32),
+    conv_stride=(5, 4, 2),
+    conv_kernel=(10, 4, 3),
+    num_conv_pos_embeddings=16,
+    num_conv_pos_embedding_groups=4,
+)
+SHAPES = {
+    "base": BASE,
+    "stable": replace(BASE, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True),
+    "odd": replace(BASE, hidden_act="relu", feat_extract_activation="silu", conv_bias=True, num_conv_pos_embeddings=15),
+}
+DTYPES = {torch.float32: 1e-5, torch.bfloat16: 0.03, torch.int8: 0.1}  # and the relative error that is allowed
+
+
+def needs(dtype: torch.dtype) -> None:
+    if not is_fast(dtype):
+        pytest.skip(f"no instructions for {dtype}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gelu", [False, True])
+def test_product(dtype: torch.dtype, gelu: bool) -> None:
+    needs(dtype)
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(48, 32), torch.randn(48), torch.randn(2, 17, 32)
+    weight[3] *= 100  # scales are of each channel
+    expected = F.linear(x, weight, bias)
+    expected = F.gelu(expected) if gelu else expected
+    found = Product(weight, bias, dtype, gelu)(x).float()
+    errors = (found - expected).norm(dim=(0, 1)) / expected.norm(dim=(0, 1))
+    assert float(errors.max()) < DTYPES[dtype] / 2
+
+
+def test_int8_of_a_window_does_not_depend_on_its_batch() -> None:
+    needs(torch.int8)
+    torch.manual_seed(0)
+    product = Product(torch.randn(48, 32), None, torch.int8)
+    x = torch.randn(3, 17, 32) * torch.tensor([1.0, 50.0, 0.0])[:, None, None]
+    for row in range(3):
+        assert torch.equal(product(x)[row], product(x[row : row + 1])[0])
+    assert not product(x)[2].any()
+
+
+def test_overlapping_rows_are_those_of_a_convolution() -> None:
+    x, weight = torch.randn(2, 11, 4), torch.randn(5, 4, 3)
+    rows = overlap(x, 3, 2)
+    expected = F.conv1d(x.transpose(1, 2), weight, stride=2).transpose(1, 2)
+    torch.testing.assert_close(F.linear(rows, weight.transpose(1, 2).flatten(1)), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", SHAPES)
+def test_packed_model(name: str, dtype: torch.dtype) -> None:
+    """Windows longer and shorter than the stretches of the extractor, whose seams must not show."""
+    needs(dtype)
+    torch.manual_seed(0)
+    config = SHAPES[name]
+    plain = Wav2Vec2ForCTC(config).eval()
+    packed = pack(copy.deepcopy(plain), dtype)
+    for n_samples in (config.receptive_field, 3000, 40 * 150):
+        audio = 0.3 * torch.randn(2, n_samples) + 0.1
+        with torch.no_grad():
+            expected, found = plain(audio).logits, packed(audio).logits
+        assert found.shape == expected.shape and found.dtype == torch.float32
+        assert float((found - expected).norm() / expected.norm()) < DTYPES[dtype]
+        torch.testing.assert_close(packed.log_probs(audio), found.log_softmax(-1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mask_and_attention_weights(dtype: torch.dtype) -> None:
+    needs(dtype)
+    torch.manual_seed(0)
+    plain = Wav2Vec2ForCTC(SHAPES["stable"]).eval()
+    packed = pack(copy.deepcopy(plain), dtype)
+    audio, mask = torch.randn(2, 2000), torch.ones(2, 2000, dtype=torch.long)
+    mask[1, 1200:] = 0
+    with torch.no_grad():
+        expected = plain(audio, mask, output_attentions=True)
+        for wants in (False, True):
+            found = packed(audio, mask, output_attentions=wants)
+            assert float((found.logits - expected.logits).norm() / expected.logits.norm()) < DTYPES[dtype]
+        n = plain.config.n_frames(1200)
+        assert len(found.attentions) == 2 and not found.attentions[0][1, :, :, n:].any()
+
+
+def test_choices(tiny_model_dir: Path) -> None:
+    assert choose_dtype("int8", torch.device("cpu")) == torch.int8
+    with pytest.raises(ValueError, match="Expected the CPU for int8. Found: cuda"):
+        choose_dtype("int8", torch.device("cuda"))
+    window = np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    expected = AcousticModel.load(tiny_model_dir, "cpu", "float32").emit([window])[0]
+    found = AcousticModel.load(tiny_model_dir, "cpu").emit([window])[0]
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_a_processor_without_the_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64"})
+    assert not is_fast(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"avx512_vnni or avx_vnni for torch.int8. Found: none"):
+        pack(Wav2Vec2ForCTC(BASE), torch.int8)

@@ -32,6 +32,10 @@ class Conversation(Protocol):
         """Whether it outlives a broken connection."""
 
     @property
+    def takes_pieces(self) -> bool:
+        """Whether a long message may come as several."""
+
+    @property
     def idle_s(self) -> float | None:
         """The longest silence of its client, where that is shorter than the server's own limit."""
 
@@ -101,6 +105,7 @@ class Dialect:
     """A conversation in another protocol. Subclasses implement `receive_*` and the `on_*` they care for."""
 
     is_resumable: ClassVar[bool] = False
+    takes_pieces: ClassVar[bool] = True
 
     def __init__(self, session_id: str, limits: SessionLimits | None = None) -> None:
         self.session_id = session_id

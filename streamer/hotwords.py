@@ -9,7 +9,7 @@ from core.decoder import Decode
 
 MOST = 100  # words or phrases of one session: so many make decoding a third slower
 LETTERS = 60  # of one
-STRONGEST = 2 * HOTWORD_WEIGHT
+STRONGEST = 1.5 * HOTWORD_WEIGHT
 
 HotWords = tuple[tuple[str, float], ...]
 

@@ -1,4 +1,4 @@
-"""uvicorn's protocols with limits that it has no settings for: slow requests, too many connections, unread pongs.
+"""uvicorn's protocols with limits that it has no settings for: slow requests, too many connections, stalled readers.
 
 A client that sends its request a byte a minute holds a connection for ever ("slowloris"): headers must be there
 within `header_s`, and a body must come at `BODY_RATE` at least from then on.
@@ -7,15 +7,19 @@ within `header_s`, and a body must come at `BODY_RATE` at least from then on.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from urllib.parse import unquote
 
 import h11
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode, Frame
+from websockets.http11 import Request
 
 BODY_RATE = 1000  # bytes a second
 MAX_FRAMES = 4096  # of one message
+UNREAD_S = 30.0  # for what is unread when a connection is closed
 TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 FULL = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
@@ -75,7 +79,23 @@ class HttpProtocol(H11Protocol):
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """Holds no more for a client than it reads or than one message may be."""
+    """Use `websocket_protocol`. Holds no more for a client than it reads or than one message may be."""
+
+    message_bytes: Mapping[str, int]  # of a path; others may have as many as uvicorn is told
+
+    def handle_connect(self, event: Request) -> None:
+        path = unquote(event.path.partition("?")[0])
+        self.conn.max_message_size = self.message_bytes.get(path, self.config.ws_max_size)
+        super().handle_connect(event)
+
+    async def run_asgi(self) -> None:
+        await super().run_asgi()
+        if not self.disconnected:  # a closed transport waits for its reader, for ever if need be
+            self.loop.call_later(UNREAD_S, self.transport.abort)
+
+    def keepalive_timeout(self) -> None:
+        super().keepalive_timeout()
+        self.transport.abort()
 
     async def send(self, message: ASGISendEvent) -> None:
         await super().send(message)
@@ -95,6 +115,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.handle_parser_exception()
         else:
             super().handle_cont(event)
+
+
+def websocket_protocol(message_bytes: Mapping[str, int]) -> type[WebSocketProtocol]:
+    """A class with the largest message of each path."""
+    return type("LimitedWebSocketProtocol", (WebSocketProtocol,), {"message_bytes": message_bytes})
 
 
 def http_protocol(header_s: float, most_connections: int) -> type[HttpProtocol]:

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -32,6 +32,7 @@ from streamer.session import Session, SessionLimits
 logger = logging.getLogger(__name__)
 
 REPLACED = 4001  # close code
+PIECE = 1 << 16  # bytes that a session is given at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +45,13 @@ class Limits:
     resume_s: float = 30.0  # a session waits this long for its client to come back
     start_s: float = 10.0  # from a connection to its first message
     idle_s: float = 60.0  # without any message
-    message_bytes: int = 1 << 20
+    message_bytes: int = 1 << 20  # of the native protocol, whose clients cut their audio
+    whole_bytes: int = 24 << 20  # of the others, whose clients may send a recording at once
     speed: float = 32.0  # audio is read no faster than this many times real time
     messages_per_s: float = 2000.0  # of one connection; more are read later
     header_s: float = 10.0  # from a connection to the end of its request's headers
     connections: int = 512  # open at once, also those that never say a word
+    unread_s: float = 60.0  # a message waits this long for its reader
     drain_s: float = 20.0  # for the last words at shutdown
     session: SessionLimits = field(default_factory=SessionLimits)
 
@@ -283,28 +286,34 @@ class Hub:
         loop, pace = asyncio.get_running_loop(), Pace(self.limits.speed, self.limits.messages_per_s)
         idle_s = min(self.limits.idle_s, session.idle_s or self.limits.idle_s)
         while True:
-            while session.is_behind:
-                live.room.clear()
-                await live.room.wait()
+            await self.has_caught_up(live)
             message: Mapping[str, Any] | None = None
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(None if session.is_ended else idle_s):
                     message = await socket.receive()
             if live.replaced is not replaced or message is not None and message["type"] == "websocket.disconnect":
                 return
-            before_s = session.accepted_s
             if message is None:
-                items = session.expire(idle_s)
-            elif (data := message.get("bytes")) is not None:
-                items = session.receive_bytes(data)
-            else:
-                items = session.receive_text(message["text"])
-            audio_s = session.accepted_s - before_s
-            self.metrics.on_audio(audio_s)
-            self.submit(live, items)
-            live.talk.set()
-            if wait_s := pace.add(audio_s, loop.time()):
-                await asyncio.sleep(wait_s)
+                self.submit(live, session.expire(idle_s))
+                live.talk.set()
+                continue
+            for frame in frames_of(message, session.takes_pieces):
+                await self.has_caught_up(live)
+                if live.replaced is not replaced:
+                    return
+                before_s = session.accepted_s
+                items = session.receive_text(frame) if isinstance(frame, str) else session.receive_bytes(frame)
+                audio_s = session.accepted_s - before_s
+                self.metrics.on_audio(audio_s)
+                self.submit(live, items)
+                live.talk.set()
+                await asyncio.sleep(pace.add(audio_s, loop.time()))
+
+    async def has_caught_up(self, live: Live) -> None:
+        """Waits until more may be read from the client."""
+        while live.session.is_behind:
+            live.room.clear()
+            await live.room.wait()
 
     async def write(self, socket: Connection, live: Live, replaced: asyncio.Event) -> None:
         """Sends what there is to say; returns when the session is over."""
@@ -313,9 +322,10 @@ class Hub:
             live.talk.clear()
             while live.replaced is replaced and (frame := session.next_frame()) is not None:
                 try:
-                    await (socket.send_text(frame) if isinstance(frame, str) else socket.send_bytes(frame))
+                    async with asyncio.timeout(self.limits.unread_s):
+                        await (socket.send_text(frame) if isinstance(frame, str) else socket.send_bytes(frame))
                     await asyncio.sleep(0)  # sending need not yield: others have their turn, and a loss is noticed
-                except (RuntimeError, OSError) as e:  # how uvicorn and starlette tell a closed connection
+                except (RuntimeError, OSError) as e:  # uvicorn and starlette tell a closed connection, or time is up
                     raise WebSocketDisconnect(1006) from e
                 live.room.set()
             if session.is_over:
@@ -348,6 +358,17 @@ class Hub:
         """Ends a drain before its time; may be called from a signal handler."""
         if self.loop is not None:
             self.loop.call_soon_threadsafe(self.empty.set)
+
+
+def frames_of(message: Mapping[str, Any], takes_pieces: bool) -> Iterator[str | bytes]:
+    """A message, or its audio in pieces: other sessions have their turn between them."""
+    data = message.get("bytes")
+    if data is None:
+        yield message["text"]
+    elif not takes_pieces or len(data) <= PIECE:
+        yield data
+    else:
+        yield from (data[start : start + PIECE] for start in range(0, len(data), PIECE))
 
 
 async def close(socket: Connection, code: int, reason: str) -> None:

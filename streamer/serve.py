@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import os
 import signal
@@ -18,7 +19,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from streamer.auth import Access, is_loopback_name
-from streamer.http import WebSocketProtocol, http_protocol
+from streamer.http import http_protocol, websocket_protocol
 from streamer.hub import Hub, Limits
 from streamer.protocols.native import Start
 from streamer.recognizer import Recognizer, read_hotwords
@@ -35,6 +36,22 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, hub: Hub) -> None:
         super().__init__(config)
         self.hub = hub
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, with a limit for the handshake of TLS, which asyncio gives a minute."""
+        await super().startup([])
+        config, loop = self.config, asyncio.get_running_loop()
+
+        def protocol() -> asyncio.Protocol:
+            return config.http_protocol_class(config, self.server_state, self.lifespan.state)  # type: ignore[call-arg]
+
+        handshake_s = self.hub.limits.header_s if config.ssl else None
+        for one in sockets or ():
+            self.servers.append(
+                await loop.create_server(
+                    protocol, sock=one, ssl=config.ssl, ssl_handshake_timeout=handshake_s, backlog=config.backlog
+                )
+            )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
@@ -68,14 +85,14 @@ def make_server(app: Starlette, limits: Limits, tls_cert: str | None = None, tls
     config = uvicorn.Config(
         app,
         http=http_protocol(limits.header_s, limits.connections),
-        ws=WebSocketProtocol,
+        ws=websocket_protocol({"/v1/stream": limits.message_bytes}),
         lifespan="on",
         log_config=None,
         log_level="warning",
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        ws_max_size=limits.message_bytes,
+        ws_max_size=limits.whole_bytes,
         ws_ping_interval=20,
         ws_ping_timeout=60,  # a pong may queue behind audio that is not read yet
         ws_per_message_deflate=False,

@@ -46,6 +46,7 @@ class Session:
     """The state of one session. `receive_*` for what the client says, `deliver` for what the engine says."""
 
     is_resumable: ClassVar[bool] = True
+    takes_pieces: ClassVar[bool] = True
     idle_s: ClassVar[float | None] = None
 
     def __init__(self, session_id: str, start: Start, limits: SessionLimits | None = None) -> None:

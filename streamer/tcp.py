@@ -16,6 +16,7 @@ from streamer.hub import Busy, Hub
 logger = logging.getLogger(__name__)
 
 CHUNK = 1 << 16  # bytes that are read at once
+UNREAD_S = 10.0  # for what is unread when a connection is closed
 
 
 class TcpConnection:
@@ -40,8 +41,12 @@ class TcpConnection:
         await self.writer.drain()
 
     async def close(self, code: int = 1000, reason: str | None = None) -> None:
+        """Waits for the reader for a while."""
         self.writer.close()
-        await self.writer.wait_closed()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(UNREAD_S):
+                await self.writer.wait_closed()
+        self.writer.transport.abort()
 
 
 @contextlib.asynccontextmanager

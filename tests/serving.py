@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from planted import PlantedModel
 
@@ -42,13 +43,14 @@ async def serving(
     model: PlantedModel | None = None,
     others: Sequence[PlantedModel] = (),
     decode: Decode | None = None,
+    tls: Sequence[Path] = (),
 ) -> AsyncIterator[Serving]:
     limits = limits or Limits()
     engine, *more = [Engine(one, decode) for one in (model or PlantedModel(), *others)]  # type: ignore[arg-type]
     wyoming = listen("127.0.0.1", 0)
     app = create_app(engine, access=access, limits=limits, others=more, wyoming=wyoming)
     listener = listen("127.0.0.1", 0)
-    server = make_server(app, limits)
+    server = make_server(app, limits, *map(str, tls))
     task = asyncio.create_task(server._serve([listener]))
     try:
         async with asyncio.timeout(60):

@@ -14,7 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from core.audio import Samples, encode_pcm16
-from core.beam import BeamDecoder
+from core.beam import HOTWORD_WEIGHT, BeamDecoder
 from streamer.hotwords import LETTERS, MOST, STRONGEST, bounded, session_decoder
 from streamer.protocols.deepgram import QueryError, parse
 from streamer.protocols.native import ProtocolError, Start, parse_start
@@ -112,7 +112,7 @@ def test_every_protocol_has_them_and_sessions_do_not_mix() -> None:
                 native(server, []),
                 native(server, ["kat:0.1"]),
                 deepgram(server, "keyterm=Kat"),
-                deepgram(server, "keyterm=zebra&keywords=kat:1.5"),
+                deepgram(server, "keyterm=zebra&keywords=kat:2"),
                 deepgram(server, "keywords=kat:-5"),
                 vosk(server, ["kat", "[unk]", 7, "x" * 100]),
                 vosk(server, "kat"),
@@ -171,9 +171,10 @@ def test_what_is_no_list_of_hot_words(value: object) -> None:
 
 
 def test_spellings() -> None:
-    assert parse_start({"hotwords": "kat,red panda:3"}, Start()).hotwords == (("kat", 8.0), ("red panda", 3.0))
+    usual = HOTWORD_WEIGHT
+    assert parse_start({"hotwords": "kat,red panda:3"}, Start()).hotwords == (("kat", usual), ("red panda", 3.0))
     assert "kat" not in str(parse_start({"hotwords": ["kat"]}, Start()))  # which is logged
     pairs = [("encoding", "linear16"), ("sample_rate", "8000"), ("keywords", "a:b:2"), ("KEYTERM", "x y")]
-    assert parse(pairs, Start()).start.hotwords == (("a:b", 16.0), ("x y", 8.0))
+    assert parse(pairs, Start()).start.hotwords == (("a:b", usual + 1), ("x y", usual))
     with pytest.raises(QueryError, match="BOOST"):
         parse([*pairs, ("keywords", "a:nan")], Start())

@@ -122,7 +122,8 @@ def hot_words(query: Iterable[tuple[str, str]]) -> HotWords:
             word, _, boost = value.rpartition(":") if ":" in value else (value, "", "1")
             if not BOOST.fullmatch(boost):
                 raise QueryError(f"keywords must be WORD or WORD:BOOST. Found a boost of {shown(boost)}")
-            words.append((word, HOTWORD_WEIGHT * float(boost)))
+            more = float(boost) - 1
+            words.append((word, HOTWORD_WEIGHT + more if more > 0 else HOTWORD_WEIGHT * (1 + more)))
     try:
         return bounded(words)
     except ValueError as e:

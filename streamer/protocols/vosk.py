@@ -12,6 +12,7 @@ import json
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 from core.beam import HOTWORD_WEIGHT
 from core.transcript import Event, Transcript, Word
@@ -33,6 +34,8 @@ class Vosk(Dialect):
         defaults: latency, endpoint and model.
         models: that a config may name; any other name means the default.
     """
+
+    takes_pieces: ClassVar[bool] = False  # a message is a reply
 
     def __init__(
         self, session_id: str, defaults: Start, models: Sequence[str] = (), limits: SessionLimits | None = None

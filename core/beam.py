@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ ARPA = (".arpa", ".arpa.gz")
 FILES = (*ARPA, ".bin", ".binary", ".klm", ".kenlm")
 WIDTH, DRAFT_WIDTH = 50, 12  # hypotheses kept
 LEAST_TOKEN = -6.0  # log-probability below which a token is not tried
-HOTWORD_WEIGHT = 12.0  # natural logarithm; a word that the language model lacks has cost 10
+HOTWORD_WEIGHT = 8.0  # natural logarithm
+PRUNED = 10.0  # how much worse than the best a hypothesis may be
 
 
 class LanguageModelError(ValueError):
@@ -155,6 +157,16 @@ class BeamDecoder:
         if self.engine is None:
             object.__setattr__(self, "engine", build(self.alphabet, self.language_model))
 
+    @cached_property
+    def weights(self) -> dict[str, float]:
+        """Of the hot words; those that the language model lacks are spared what it charges for them."""
+        model = self.language_model
+        if model is None or model.words is None or not self.hotwords:
+            return dict(self.hotwords)
+        known = set(model.words)
+        charges = {word: 0.0 if known.issuperset(word.split()) else -model.unknown for word in self.hotwords}
+        return {word: weight + charges[word] for word, weight in self.hotwords.items()}
+
     def with_hotwords(self, hotwords: Mapping[str, float]) -> BeamDecoder:
         """The same language model for another stream."""
         return BeamDecoder(self.alphabet, self.language_model, hotwords, self.width, self.engine)
@@ -177,10 +189,12 @@ class BeamDecoder:
             return []
         rows = np.array(log_probs, np.float32)
         rows[:, list(self.alphabet.special)] = -1e4
-        weight = max(self.hotwords.values(), default=0.0)
+        weight = max(self.weights.values(), default=0.0)
         beams = self.engine.decode_beams(
             rows,
             beam_width=min(self.width, DRAFT_WIDTH) if is_draft else self.width,
+            # The letters of a hot word count before it is whole, or turns out to be another.
+            beam_prune_logp=-PRUNED - weight,
             token_min_logp=LEAST_TOKEN,
             prune_history=not self.hotwords,
             hotwords=list(self.hotwords),
@@ -193,7 +207,7 @@ class BeamDecoder:
 
     def excess(self, text: str, weight: float) -> float:
         padded = f" {text} "
-        return sum((weight - own) * padded.count(f" {word} ") for word, own in self.hotwords.items() if own != weight)
+        return sum((weight - own) * padded.count(f" {word} ") for word, own in self.weights.items() if own != weight)
 
 
 def make_decoder(model: AcousticModel, lm: str | Path = "auto", hotwords: Mapping[str, float] | None = None) -> Decode:

@@ -96,6 +96,23 @@ def test_hot_words_lift_the_rare_and_leave_the_rest(folder: Path) -> None:
     assert hot.engine is plain.engine
 
 
+def test_words_that_the_language_model_lacks_are_spared_its_charge(folder: Path) -> None:
+    model = LanguageModel.load(folder)  # charges 5 for a word that it lacks
+    hot = BeamDecoder(ALPHABET, model, {"cat": 4.0, "otter": 4.0, "sea cat": 4.0, "sea otter": 4.0})
+    assert hot.weights == {"CAT": 4.0, "OTTER": 9.0, "SEA CAT": 4.0, "SEA OTTER": 9.0}
+    assert hot.with_hotwords(hot.hotwords).weights == hot.weights
+    assert BeamDecoder(ALPHABET, None, {"otter": 4.0}).weights == {"OTTER": 4.0}
+    doubtful = frames("THE CAT SET ON THE MAT", {9: "A"})
+    assert said(BeamDecoder(ALPHABET, model), doubtful) == "THE CAT SAT ON THE MAT"
+    assert said(BeamDecoder(ALPHABET, model, {"set": 8.0}), doubtful) == "THE CAT SET ON THE MAT"
+
+
+def test_a_word_that_begins_like_a_hot_word_is_left_alone() -> None:
+    rows = frames("CAR AND CARTS", {0: "K", 8: "K"}, sure=0.6)
+    for weight in (8.0, 30.0):
+        assert said(BeamDecoder(ALPHABET, hotwords={"KATE": weight, "KARTING": weight}), rows) == "CAR AND CARTS"
+
+
 def test_each_hot_word_has_its_own_weight() -> None:
     rows = frames("KATE", {0: "C"}, sure=0.3)  # CATE is likelier
     assert said(BeamDecoder(ALPHABET, hotwords={"KATE": 6.0, "CATE": 0.5}), rows) == "KATE"
@@ -123,7 +140,7 @@ def test_finals_of_a_stream_are_those_of_one_pass(folder: Path) -> None:
 
 def test_hot_word_files() -> None:
     lines = ["# names", "Okafor", "Siobhan:3.5  # a friend", "", "New York : 5"]
-    assert parse_hotwords(lines) == {"Okafor": 12.0, "Siobhan": 3.5, "New York": 5.0}
+    assert parse_hotwords(lines) == {"Okafor": 8.0, "Siobhan": 3.5, "New York": 5.0}
     with pytest.raises(ValueError, match="line 2.*'b:much'"):
         parse_hotwords(["a", "b:much"])
     with pytest.raises(ValueError, match="7"):

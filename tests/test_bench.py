@@ -25,9 +25,9 @@ from streamer.bench.task import Task
 from streamer.bench.wer import (
     Hypothesis,
     SystemReport,
+    count_hotwords,
     equal_to_offline,
     measure,
-    recall,
     summary,
     table,
     write_details,
@@ -328,4 +328,24 @@ def test_halves_that_are_not_whisper_base(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_recall_counts_listed_words_within_their_utterance() -> None:
     said = [("OKAFOR MET OKAFOR AND JANE", "okafor met a car for and jane"), ("JANE LEFT", "okafor left")]
     heard = [Hypothesis(str(i), 1.0, ref, text, WordErrors()) for i, (ref, text) in enumerate(said)]
-    assert recall(SystemReport("x", {"set": heard}, 0, 0, 0, 0), {"OKAFOR", "JANE"}) == (2, 4)
+    count = count_hotwords(SystemReport("x", {"set": heard}, 0, 0, 0, 0), {"OKAFOR", "JANE"})
+    assert (count.heard, count.said, count.made_up) == (2, 4, 1)
+    assert count.others == WordErrors(0, 0, 3, 3)  # MET AND LEFT; a car for
+
+
+def test_hot_words_are_reported(speech_set: Path, tmp_path: Path) -> None:
+    (tmp_path / "hot.txt").write_text("Hale\nfence\n")
+    exact = {1: "MISTER HALE SAID TWENTY ONE", 2: "A QUOTED LINE", 16: "GO"}
+    task = Task((speech_set,))
+    reports = [
+        measure("with", says(exact), task),
+        measure("without", says(exact | {1: "MISTER ALE SAID A FENCE"}), task),
+    ]
+    result = summary(reports, ModelChoice(hotwords=str(tmp_path / "hot.txt")), task)
+    with_words, without = result["systems"]
+    assert with_words["hotwords"] == {"heard": 1, "said": 1, "made_up": 0} and with_words["wer_of_other_words"] == 0
+    assert without["hotwords"] == {"heard": 0, "said": 1, "made_up": 1} and without["wer_of_other_words"] > 0
+    assert [line.split()[:4] for line in table(result).splitlines()[-2:]] == [
+        ["with", "1", "1", "0"],
+        ["without", "0", "1", "1"],
+    ]

@@ -153,14 +153,25 @@ def equal_to_offline(streaming: SystemReport, offline: SystemReport) -> tuple[in
     return sum(ours == whole for ours, whole in pairs), len(pairs)
 
 
-def recall(report: SystemReport, words: Set[str]) -> tuple[int, int]:
-    """How many of the said words of this list were heard in their utterance, and how many were said."""
-    heard = said = 0
+@dataclass(frozen=True, slots=True)
+class HotWordCount:
+    """What became of the words of a list, counted within each utterance, and of all other words."""
+
+    heard: int  # of those said
+    said: int
+    made_up: int  # heard, not said
+    others: WordErrors
+
+
+def count_hotwords(report: SystemReport, words: Set[str]) -> HotWordCount:
+    heard = said = made_up = 0
+    others = WordErrors()
     for hypothesis in (h for of_set in report.hypotheses.values() for h in of_set):
-        reference = Counter(word for word in hypothesis.reference.split() if word in words)
-        heard += (reference & Counter(normalise(hypothesis.text).split())).total()
-        said += reference.total()
-    return heard, said
+        reference, text = hypothesis.reference.split(), normalise(hypothesis.text).split()
+        hot, found = (Counter(word for word in texts if word in words) for texts in (reference, text))
+        heard, said, made_up = heard + (hot & found).total(), said + hot.total(), made_up + (found - hot).total()
+        others += word_errors([w for w in reference if w not in words], [w for w in text if w not in words])
+    return HotWordCount(heard, said, made_up, others)
 
 
 def summary(reports: Sequence[SystemReport], choice: ModelChoice, task: Task) -> dict[str, Any]:
@@ -179,7 +190,9 @@ def summary(reports: Sequence[SystemReport], choice: ModelChoice, task: Task) ->
     if choice.hotwords is not None:
         words = {word for phrase in read_hotwords(choice.hotwords) for word in normalise(phrase).split()}
         for system, report in zip(result["systems"], reports, strict=True):
-            system["hotwords_heard"], system["hotwords_said"] = recall(report, words)
+            count = count_hotwords(report, words)
+            system["hotwords"] = {"heard": count.heard, "said": count.said, "made_up": count.made_up}
+            system["wer_of_other_words"] = round(count.others.rate, 5)
     return result
 
 
@@ -203,9 +216,11 @@ def table(result: dict[str, Any]) -> str:
             f"{system['system']:20} {system['audio_s']:8.1f} {system['load_s']:7.2f} {speed} "
             f"{system['peak_memory_mb']:5.0f}"
         )
-    if any("hotwords_said" in system for system in result["systems"]):
-        lines += ["", "hot words heard"]
-        lines += [f"{s['system']:20} {s['hotwords_heard']:5} of {s['hotwords_said']}" for s in result["systems"]]
+    if any("hotwords" in system for system in result["systems"]):
+        lines += ["", f"{'system':22} {'hot words heard':>15} {'of':>5} {'made up':>8} {'WER % of other words':>21}"]
+        for system in result["systems"]:
+            hot, others = system["hotwords"], 100 * system["wer_of_other_words"]
+            lines.append(f"{system['system']:22} {hot['heard']:15} {hot['said']:5} {hot['made_up']:8} {others:21.2f}")
     if "equal_to_offline" in result:
         equal = result["equal_to_offline"]
         lines += ["", f"equal to offline: {equal['n']} of {equal['of']} (utterances of at most {SHORT_S:.0f} s)"]

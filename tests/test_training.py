@@ -509,7 +509,7 @@ def test_pretraining_learns_and_resumes(manifest: Path, tmp_path: Path) -> None:
 
     speech = Speech(load_manifest(manifest), Augment(), 1, 0.5)
     settings = PretrainConfig(batch_s=4, mask_length=4)
-    config = RunConfig(tmp_path / "whole", 24, 5e-3, warmup=4, encoder_rate=1, log_every=4, save_every=12)
+    config = RunConfig(tmp_path / "whole", 24, 5e-3, warmup=4, log_every=4, save_every=12)
     model = start()
     pretrain(model, speech, config, settings)
     curves = read_curves(tmp_path / "whole")

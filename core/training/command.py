@@ -247,9 +247,8 @@ def run_pretrain(args: argparse.Namespace) -> int:
     settings = PretrainConfig(
         args.batch_s, args.max_s, args.mask_prob, args.mask_length, args.extractor_gradient, tokenizer.do_normalize
     )
-    config = replace(run_config(args), encoder_rate=1.0)
     speech = Speech(load_clips([(m, 1) for m in args.manifest]), Augment(), args.seed, settings.min_s(model.config))
-    pretrain(model, speech, config, settings, is_new)
+    pretrain(model, speech, run_config(args), settings, is_new)
     save(model, tokenizer, args.output)
     return 0
 

@@ -11,7 +11,7 @@ progress but collapse: distractors with the codes of the frame itself do not cou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from core.training.corpus import Speech
 from core.training.run import Run, RunConfig
 
 LOGIT_SPREAD = 12.0  # standard deviation over frames: choices follow the features, not the Gumbel noise
+QUANTIZER_RATE = 10.0  # of the learning rate: weights of that spread are about ten times those of other layers
 PROBES = 4  # batches that a new quantizer starts from
 METRICS = ("contrastive", "diversity", "perplexity", "temperature")
 
@@ -125,7 +126,7 @@ def pretrain(
     if is_new:
         start_from_data(model, [batch(speech, config.steps + i, settings) for i in range(PROBES)])
     extractor = model.wav2vec2.feature_extractor.requires_grad_(settings.extractor_gradient > 0)
-    run = Run(model, config, METRICS)
+    run = Run(model, replace(config, encoder_rate=1.0, quantizer_rate=QUANTIZER_RATE), METRICS)
     model.train()
     scaling = scale_gradient(extractor, settings.extractor_gradient)
     while not run.is_done:

@@ -31,6 +31,7 @@ class RunConfig:
     learning_rate: float
     warmup: int = 50  # steps
     encoder_rate: float = 0.7  # the blocks' share of the learning rate: they come trained
+    quantizer_rate: float = 1.0  # of the projection that chooses codes
     clip: float = 2.0  # norm that gradients are cut to
     log_every: int = 25
     save_every: int = 200
@@ -59,10 +60,17 @@ class Run:
     def __init__(self, model: nn.Module, config: RunConfig, extra: Sequence[str] = ()) -> None:
         self.model = model
         self.config = config
-        blocks = [p for name, p in model.named_parameters() if "encoder.layers." in name and p.requires_grad]
-        others = [p for name, p in model.named_parameters() if "encoder.layers." not in name and p.requires_grad]
-        groups = [{"params": others, "share": 1.0}, {"params": blocks, "share": config.encoder_rate}]
-        self.optimizer = AdamW([g for g in groups if g["params"]], lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
+        shares = {"encoder.layers.": config.encoder_rate, "quantizer.weight_proj.": config.quantizer_rate, "": 1.0}
+        groups: dict[str, list[nn.Parameter]] = {part: [] for part in shares}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                groups[next(part for part in shares if part in name)].append(parameter)
+        self.optimizer = AdamW(
+            [{"params": parameters, "share": shares[part]} for part, parameters in groups.items() if parameters],
+            lr=1e-3,
+            betas=(0.9, 0.98),
+            weight_decay=0.01,
+        )
         self.columns = (*COLUMNS, *extra)
         self.step_count = 0
         self.seconds_seen = 0.0

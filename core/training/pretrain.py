@@ -5,7 +5,8 @@ masked frame, so that batches of any size weigh alike. Beyond the paper, which h
 quantizer starts from the data (`start_from_data`).
 
 Chance is a contrastive loss of log(1 + distractors) = 4.62. A loss that falls together with the perplexity is no
-progress but collapse: distractors with the codes of the frame itself do not count.
+progress but collapse: distractors with the codes of the frame itself do not count. The perplexity that is logged is of
+one batch, whose few frames bound it.
 """
 
 from __future__ import annotations

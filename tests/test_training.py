@@ -16,8 +16,9 @@ from core.acoustic import AcousticModel
 from core.configuration import Wav2Vec2Config
 from core.pretraining import Wav2Vec2ForPreTraining
 from core.tokenizer import Wav2Vec2Tokenizer
+from core.training.arguments import weighted
 from core.training.augment import Augment, telephone
-from core.training.command import main, weighted
+from core.training.command import main
 from core.training.corpus import Clip, Corpus, Speech, load_manifest, spoken_form
 from core.training.distil import distil
 from core.training.evaluate import evaluate

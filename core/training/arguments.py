@@ -1,0 +1,137 @@
+"""What `streamer train` can be told: its commands and their options."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from core.beam import LanguageModel
+from core.training.corpus import MAX_SECONDS, MIN_SECONDS
+from core.training.voices import PROGRAMS
+
+DEFAULTS = LanguageModel(Path())
+
+
+def weighted(text: str) -> tuple[Path, float]:
+    """`set.tsv:0.5` -> (set.tsv, 0.5), and without a number 1."""
+    found = re.fullmatch(r"(.+?)(?::([0-9.]+))?", text)
+    if found is None or (found[2] is not None and not float(found[2]) > 0):
+        raise ValueError(text)
+    return Path(found[1]), float(found[2] or 1)
+
+
+def add_manifest(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--manifest", action="append", type=Path, required=True, metavar="TSV", help="may be repeated")
+
+
+def add_run(parser: argparse.ArgumentParser, steps: int, rate: float, batch_s: float) -> None:
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the checkpoint; resumed from there")
+    parser.add_argument("--steps", type=int, default=steps, help="default: %(default)s")
+    parser.add_argument("--learning-rate", type=float, default=rate, help="default: %(default)s")
+    parser.add_argument("--warmup", type=int, default=50, metavar="STEPS", help="default: %(default)s")
+    parser.add_argument("--batch-s", type=float, default=batch_s, help="seconds of audio a step; default: %(default)s")
+    parser.add_argument("--log-every", type=int, default=25, metavar="STEPS", help="default: %(default)s")
+    parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="default: %(default)s")
+    parser.add_argument("--threads", type=int, metavar="N", help="of PyTorch")
+
+
+def add_noise(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--noise", type=Path, metavar="TSV", help="background to mix in")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("streamer train", description="Train and adapt models.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    command = commands.add_parser("prepare", help="recordings of a folder or corpus to a manifest")
+    command.add_argument("source", nargs="+", type=Path, help="folder, LibriSpeech tree or Common Voice tsv")
+    command.add_argument("--output", type=Path, required=True, metavar="DIR")
+    command.add_argument("--name", default="prepared", help="of the manifest; default: %(default)s")
+    command.add_argument("--min-s", type=float, default=MIN_SECONDS, help="default: %(default)s")
+    command.add_argument("--max-s", type=float, default=MAX_SECONDS, help="default: %(default)s")
+
+    command = commands.add_parser("synthesize", help="sentences to speech of many voices, and a manifest")
+    command.add_argument("sentences", type=Path, help="a sentence a line, or tab-separated with it in the last column")
+    command.add_argument("--output", type=Path, required=True, metavar="DIR")
+    command.add_argument("--name", default="synthetic", help="of the manifest; default: %(default)s")
+    command.add_argument("--engine", action="append", choices=list(PROGRAMS), help="default: all that are installed")
+    command.add_argument("--kokoro", nargs=2, type=Path, metavar=("ONNX", "VOICES"), help="files of kokoro-onnx")
+    command.add_argument("--piper", action="append", type=Path, default=[], metavar="ONNX", help="a Piper voice's file")
+    command.add_argument("--speed", nargs=2, type=float, default=(0.85, 1.2), metavar=("FROM", "TO"))
+    command.add_argument("--limit", type=int, metavar="N", help="the first sentences only")
+    command.add_argument("--seed", type=int, default=1)
+
+    command = commands.add_parser("pretrain", help="self-supervised, on audio without text")
+    start = command.add_mutually_exclusive_group()
+    start.add_argument(
+        "--config", default="small", metavar="small|base|JSON", help="from scratch; default: %(default)s"
+    )
+    start.add_argument("--model", metavar="NAME|DIR", help="go on from a checkpoint's encoder")
+    command.add_argument("--layers", type=int, metavar="N", help="keep the first N blocks of that checkpoint alone")
+    command.add_argument(
+        "--diversity", type=float, metavar="W", help="weight of the diversity loss; default: the config's"
+    )
+    command.add_argument(
+        "--extractor-gradient", type=float, default=0.1, metavar="SHARE", help="0 freezes it; default: %(default)s"
+    )
+    command.add_argument("--mask-prob", type=float, default=0.65, help="default: %(default)s")
+    command.add_argument("--mask-length", type=int, default=10, metavar="FRAMES", help="default: %(default)s")
+    command.add_argument("--max-s", type=float, default=15.6, help="longest crop; default: %(default)s")
+    add_manifest(command)
+    add_run(command, steps=20_000, rate=5e-4, batch_s=60)
+
+    command = commands.add_parser("distil", help="stage A: an extractor for a Whisper encoder's blocks")
+    command.add_argument("--teacher", required=True, metavar="BIN", help="CTranslate2 model.bin of a Whisper")
+    add_manifest(command)
+    add_run(command, steps=4000, rate=3e-3, batch_s=24)
+    add_noise(command)
+
+    command = commands.add_parser("finetune", help="stage B, or adapting a model to your own speech")
+    command.add_argument("--model", default="streamer-en", metavar="NAME|DIR")
+    command.add_argument("--head-steps", type=int, default=0, metavar="N", help="first train the CTC head alone")
+    command.add_argument("--validate", type=Path, metavar="TSV", help="log the WER on this set with each checkpoint")
+    command.add_argument("--mask-time", type=float, metavar="P", help="share of frames to mask; default: the model's")
+    command.add_argument("--mask-feature", type=float, metavar="P", help="share of channels to mask")
+    command.add_argument("--teacher", metavar="BIN", help="stage B: the Whisper whose last states are kept at first")
+    command.add_argument("--teach-steps", type=int, default=500, metavar="N", help="how long; default: %(default)s")
+    command.add_argument(
+        "--encoder-rate", type=float, default=0.7, metavar="SHARE", help="of the learning rate; default: %(default)s"
+    )
+    command.add_argument("--workers", type=int, default=1, metavar="N", help="threads that make batches ahead")
+    command.add_argument(
+        "--manifest",
+        action="append",
+        type=weighted,
+        required=True,
+        metavar="TSV[:WEIGHT]",
+        help="may be repeated; a pass hears each recording WEIGHT times on average",
+    )
+    add_run(command, steps=300, rate=1e-4, batch_s=32)
+    add_noise(command)
+
+    command = commands.add_parser("evaluate", help="word and letter error rate of a checkpoint")
+    command.add_argument("--model", default="streamer-en", metavar="NAME|DIR")
+    command.add_argument("--manifest", action="append", type=Path, required=True, metavar="TSV")
+    command.add_argument("--limit", type=int, metavar="N", help="the first utterances of each set only")
+    command.add_argument("--texts", type=Path, metavar="DIR", help="write references and what was heard")
+    command.add_argument("--device", default="auto")
+    command.add_argument("--threads", type=int, metavar="N", help="of PyTorch")
+
+    command = commands.add_parser("lm", help="text to an n-gram language model for --lm")
+    command.add_argument("text", nargs="+", type=Path, help="prose, or a tsv with a sentence in the last column")
+    command.add_argument("--output", type=Path, required=True, metavar="DIR")
+    command.add_argument(
+        "--least", nargs="+", type=int, default=[1, 1, 2], metavar="N", help="occurrences of words, pairs, threes …"
+    )
+    for name, default in (("alpha", DEFAULTS.alpha), ("beta", DEFAULTS.beta)):
+        command.add_argument(f"--{name}", type=float, default=default, help="default: %(default)s")
+    command.add_argument("--unknown", type=float, default=DEFAULTS.unknown, help="for a new word; default: %(default)s")
+
+    command = commands.add_parser("plot", help="learning curves of logs (needs matplotlib)")
+    command.add_argument("log", nargs="+", type=Path, help="a training.csv, or the folder of a run")
+    command.add_argument("--output", type=Path, required=True, metavar="PNG|SVG|PDF")
+    return parser

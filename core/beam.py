@@ -185,8 +185,9 @@ class BeamDecoder:
         return word.upper() if "E" in tokens and "e" not in tokens else word.lower() if "E" not in tokens else word
 
     def __call__(self, log_probs: LogProbs, start_frame: int, is_draft: bool = False) -> list[WordSpan]:
-        if not len(log_probs):
-            return []
+        silent = [self.alphabet.blank, self.alphabet.delimiter, *self.alphabet.special]
+        if np.isin(log_probs.argmax(1), silent).all():
+            return []  # nobody speaks; a reward for each word would make one up
         rows = np.array(log_probs, np.float32)
         rows[:, list(self.alphabet.special)] = -1e4
         weight = max(self.weights.values(), default=0.0)

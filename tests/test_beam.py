@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -82,6 +83,15 @@ def test_a_language_model_that_cannot_be_used_is_told_of(
     assert "mine goes without its language model" in caplog.text and "streamer[lm]" in caplog.text
     caplog.clear()
     assert isinstance(make_decoder(model, "none"), GreedyDecoder) and not caplog.records
+
+
+def test_no_word_is_made_up_where_nobody_speaks(folder: Path) -> None:
+    rows = np.full((60, len(TOKENS)), np.log(1e-3), np.float32)
+    rows[:, 0] = np.log(0.95)
+    rows[30, TOKENS.index("A")] = np.log(0.02)
+    eager = BeamDecoder(ALPHABET, replace(LanguageModel.load(folder), beta=9.0), {"mat": 8.0})
+    assert eager(rows, 0) == []
+    assert said(eager, np.concatenate([rows, frames("A CAT")])).endswith("CAT")
 
 
 def test_hot_words_lift_the_rare_and_leave_the_rest(folder: Path) -> None:

@@ -230,15 +230,24 @@ def connect(arguments: Sequence[str]) -> int:
     add_input_options(parser)
     add_output_options(parser)
     add_live_options(parser)
-    parser.add_argument("--latency", default="balanced", choices=["low", "balanced", "accurate"])
-    args = parser.parse_args(arguments)
+    session = parser.add_argument_group("session")
+    session.add_argument("--latency", default="balanced", choices=["low", "balanced", "accurate"])
+    session.add_argument("--model", metavar="NAME", help="of those that the server has loaded")
+    session.add_argument("--endpoint-ms", type=int, metavar="MS", help="a pause of this length ends a segment")
+    session.add_argument("--hotwords", metavar="FILE", help="`word` or `word:weight` a line")
+    session.add_argument("--split", action="store_true", help="transcribe both channels of a file, each by itself")
+    args = parser.parse_intermixed_args(arguments)  # the file may come after options
     check_live_options(parser, args)
     if bool(args.file) == args.is_live:
         parser.error("expected one file, - for standard input, or --mic")
+    if args.split and (args.is_live or args.realtime):
+        parser.error("--split goes with a file, and not with --realtime")
     from streamer.connect import run_connect
     from streamer.output import format_of
 
     args.format = format_of(args.format, args.output)
+    if args.split and args.format in ("srt", "vtt"):
+        parser.error(f"--format {args.format} describes one channel: --split goes with text, json or jsonl")
     return run_connect(args)
 
 

@@ -7,15 +7,18 @@ import asyncio
 import queue
 import sys
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from clients.file import open_audio
+import soundfile
+
+from clients.file import AudioError, open_audio
 from clients.websocket import Message, ServerError, StreamClient, StreamError
 from core.audio import SAMPLE_RATE, Samples, encode_pcm16
 from core.transcript import Event, Gap, Transcript, Word
 from streamer.output import Writer, opened_output
+from streamer.recognizer import read_hotwords
 from streamer.transcribe import paced
 
 
@@ -40,11 +43,43 @@ async def file_blocks(blocks: Iterator[Samples]) -> AsyncIterator[bytes]:
         yield block.tobytes()
 
 
-async def transcribe(args: argparse.Namespace, writer: Writer) -> None:
-    source = open_audio(args.file, args.sample_rate, args.encoding, args.channels)  # a missing file is told first
-    blocks = file_blocks(iter(paced(source.blocks) if args.realtime else source.blocks))
-    options = {"latency": args.latency, "partials": writer.partials}
-    async with StreamClient(args.url, encoding="pcm_f32le", api_key=args.api_key, options=options) as client:
+def session_options(args: argparse.Namespace) -> dict[str, object]:
+    """What the session asks for; what is not given is the server's default."""
+    words = read_hotwords(args.hotwords)
+    asked = {
+        "latency": args.latency,
+        "model": args.model,
+        "endpoint_ms": args.endpoint_ms,
+        "hotwords": [f"{word}:{weight}" for word, weight in words.items()] or None,
+    }
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def open_channels(path: str) -> tuple[int, Iterator[Samples]]:
+    """The rate of a file with two channels, and its interleaved samples at that rate.
+
+    Raises:
+        AudioError: it cannot be read, or has another number of channels.
+    """
+    try:
+        sound = soundfile.SoundFile(path)
+    except (soundfile.LibsndfileError, RuntimeError) as e:
+        raise AudioError(f"{path}: --split needs a file that libsndfile reads: {e}") from e
+    if sound.channels != 2:
+        raise AudioError(f"{path}: --split needs two channels. Found: {sound.channels}")
+    return sound.samplerate, (block.reshape(-1) for block in sound.blocks(sound.samplerate, dtype="float32"))
+
+
+async def transcribe(args: argparse.Namespace, writers: Sequence[Writer]) -> None:
+    """One writer, or with `--split` one a channel."""
+    rate, options = SAMPLE_RATE, {**session_options(args), "partials": writers[0].partials}
+    if args.split:
+        options["split"] = True
+        rate, samples = open_channels(args.file)
+    else:
+        samples = open_audio(args.file, args.sample_rate, args.encoding, args.channels).blocks  # or it is missing
+    blocks = file_blocks(iter(paced(samples) if args.realtime else samples))
+    async with StreamClient(args.url, rate, "pcm_f32le", len(writers), args.api_key, options) as client:
 
         async def feed() -> None:
             async for block in blocks:
@@ -54,9 +89,10 @@ async def transcribe(args: argparse.Namespace, writer: Writer) -> None:
         async with asyncio.TaskGroup() as group:
             feeder = group.create_task(feed())
             async for message in client:
-                show(message, writer)
+                show(message, writers[message.get("channel", 0)])
             feeder.cancel()
-        writer.end(round(client.accepted_s, 3), str(client.ready["model"]))
+        for writer in writers:
+            writer.end(round(client.accepted_s, 3), str(client.ready["model"]))
 
 
 def show(message: Message, writer: Writer) -> None:
@@ -77,9 +113,7 @@ class RemoteStream:
     def __init__(self, args: argparse.Namespace) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="connection", daemon=True)
-        self._client = StreamClient(
-            args.url, encoding="pcm_s16le", api_key=args.api_key, options={"latency": args.latency}
-        )
+        self._client = StreamClient(args.url, encoding="pcm_s16le", api_key=args.api_key, options=session_options(args))
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._n_sent = 0  # samples
 
@@ -175,9 +209,10 @@ def run_connect(args: argparse.Namespace) -> int:
 
         return run_live(args, lambda: RemoteStream(args))
     with opened_output(args.output) as write:
-        writer = Writer(args.format, write, args.partials)
+        paths = [f"{args.file}#{channel}" for channel in (0, 1)] if args.split else [None]
+        writers = [Writer(args.format, write, args.partials, path) for path in paths]
         try:
-            asyncio.run(transcribe(args, writer))
+            asyncio.run(transcribe(args, writers))
         except ExceptionGroup as e:
             cause = e.exceptions[0]
             raise (ServerError(str(cause)) if isinstance(cause, StreamError) else cause) from e

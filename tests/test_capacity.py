@@ -78,7 +78,7 @@ def test_recordings_are_joined(tmp_path: Path) -> None:
 
 def test_rows_fit_their_header() -> None:
     times = {"p50": 1.0, "p95": 2.0, "p99": 3.0}
-    assert len(row(Level(1, times, times, 0.5, 100.0, True, 0, 0, 5, 1))) == len(HEADER)
+    assert len(row(Level(1, times, times, 0.5, (100.0, 101.0, 1e3), True, 0, 0, 5, 1))) == len(HEADER)
 
 
 @pytest.mark.slow
@@ -89,8 +89,12 @@ def test_the_command_with_a_server_of_its_own(tiny_model_dir: Path, tmp_path: Pa
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result["sessions_held"] == 2
-    assert result["levels"][1]["cpu_cores"] > 0
-    assert result["levels"][1]["memory_mb"] > 50
+    # A busy machine may be late; nothing else may end it.
+    assert result["ended_because"].startswith(("--max 2 reached", "95 % of the steps"))
+    level = result["levels"][-1]
+    assert level["gaps"] == 0
+    assert level["cpu_cores"] > 0
+    assert len(level["memory_mb"]) == 3
+    assert min(level["memory_mb"]) > 50
     wrong = subprocess.run([*command, "--start", "9"], capture_output=True, text=True, timeout=300)
     assert (wrong.returncode, wrong.stderr.count("\n")) == (1, 1)

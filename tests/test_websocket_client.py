@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from planted import plant
-from serving import serving
+from planted import PlantedModel, plant
+from serving import Serving, serving
 
 from clients.websocket import StreamClient, StreamError, stream_url
 from core.audio import encode_pcm16
 from streamer.auth import Access
+from streamer.cli import main
 from streamer.connect import run_connect
 from streamer.hub import Limits
 from streamer.session import SessionLimits
@@ -147,6 +148,49 @@ def test_shutdown_ends_with_the_last_words() -> None:
     asyncio.run(run())
 
 
+def connect(server: Serving, *options: str) -> int:
+    return main(["connect", server.url, *options])
+
+
+def test_connect_has_the_options_of_a_session(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stereo, mono, words = tmp_path / "both.wav", tmp_path / "mono.wav", tmp_path / "words"
+    left, right = np.frombuffer(SPEECH, "<i2"), np.frombuffer(encode_pcm16(plant("SOMEBODY ELSE")), "<i2")
+    both = np.zeros((len(left), 2), np.int16)
+    both[:, 0], both[: len(right), 1] = left, right
+    soundfile.write(stereo, both, 16000)
+    soundfile.write(mono, left, 16000)
+    words.write_text("kat:5\n")
+
+    async def run() -> None:
+        async with serving(others=[PlantedModel(name="second")]) as server:
+
+            async def told(*options: str) -> tuple[int, str, str]:
+                code = await asyncio.to_thread(connect, server, *options)
+                return code, *capsys.readouterr()
+
+            code, out, _ = await told("--split", "--format", "json", str(stereo))
+            results = [json.loads(line) for line in out.splitlines()]
+            assert [(result["path"], result["text"]) for result in results] == [
+                (f"{stereo}#0", " ".join(TEXTS)),
+                (f"{stereo}#1", "SOMEBODY ELSE"),
+            ]
+            code, out, _ = await told("--model", "second", "--endpoint-ms", "3000", "--format", "json", str(mono))
+            result = json.loads(out)
+            assert (code, result["model"], len(result["segments"])) == (0, "second", 1)
+            code, out, error = await told("--hotwords", str(words), str(mono))
+            assert (code, out.split("\n")[0]) == (0, TEXTS[0])
+            assert "hot words are ignored" in error
+            code, _, error = await told("--model", "third", str(mono))
+            assert (code, error.count("\n")) == (1, 1)
+            assert "planted, second" in error
+            code, _, error = await told("--split", str(mono))
+            assert (code, "two channels. Found: 1" in error) == (1, True)
+            with pytest.raises(SystemExit):
+                await told("--split", "--format", "srt", str(stereo))
+
+    asyncio.run(run())
+
+
 def test_connect_prints_as_a_file_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.wav"
     soundfile.write(path, np.frombuffer(SPEECH, "<i2"), 16000)
@@ -159,6 +203,7 @@ def test_connect_prints_as_a_file_does(tmp_path: Path, capsys: pytest.CaptureFix
         "output": None,
     }
     args |= {"partials": False, "api_key": None, "latency": "balanced", "input_device": None}
+    args |= {"split": False, "model": None, "endpoint_ms": None, "hotwords": None}
 
     async def run(kind: str) -> int:
         async with serving(limits=Limits(session=SessionLimits(backlog_s=2.0))) as server:

@@ -3,9 +3,11 @@
 The server runs in a process of its own; this process is the clients. They connect one after the other, each at a
 random time and at another place of the speech, and send it as fast as it is spoken, without pauses between the
 recordings. At each level two things are measured: what the server says of its steps (from a step's audio to its
-result), and what the clients see (from the last sample that a partial covers to the partial). The ramp ends where
-95 % of the steps no longer come within one hop, where audio is lost, or where the server takes no more. Left to
-itself a server takes somewhat fewer (`--admission`).
+result; of its slowest ten seconds), and what the clients see (from the last sample that a partial covers to the
+partial). The ramp ends where 95 % of the steps no longer come within one hop, where audio is lost, or where the server
+takes no more. Left to itself a server takes somewhat fewer (`--admission`).
+
+`--start N --max N --hold 1800` is a soak of N sessions: memory is told at its start, middle and end.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import re
 import signal
 import sys
 import urllib.request
+from array import array
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -33,10 +36,11 @@ from clients.file import open_audio
 from clients.websocket import StreamClient, StreamError, stream_url
 from core.audio import FRAMES_PER_SECOND, HOP, RECEPTIVE_FIELD, SAMPLE_RATE, encode_pcm16
 from core.engine import StreamConfig
-from streamer.load import quantile
+from streamer.load import RECENT_S, quantile
 
 PACKET = SAMPLE_RATE // 10  # samples in one message
 PERCENTILES = (50, 95, 99)
+SETTLE_S = 60.0  # of a level, at most, before it counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +48,10 @@ class Level:
     """What was measured with this many sessions."""
 
     sessions: int
-    step_ms: dict[str, float]  # by percentile
+    step_ms: dict[str, float]  # by percentile; of the slowest ten seconds
     partial_ms: dict[str, float]
     cpu_cores: float  # of the server; -1 where it does not say
-    memory_mb: float
+    memory_mb: tuple[float, float, float]  # at the start, in the middle and at the end
     is_widened: bool  # the server left out steps that only show partials
     gaps: int
     lags: int  # sessions that were told that they are behind
@@ -64,8 +68,8 @@ class Speaker:
     offset: int  # samples
     latency: str
     api_key: str | None = None
-    sent_at: list[float] = field(default_factory=list)  # of each packet
-    delays_s: list[float] = field(default_factory=list)
+    sent_at: array[float] = field(default_factory=lambda: array("d"))  # of each packet
+    delays_s: array[float] = field(default_factory=lambda: array("d"))
     n_finals: int = 0
     n_gaps: int = 0
     is_behind: bool = False
@@ -200,26 +204,35 @@ class Ramp:
         return True
 
     async def measure(self, hold_s: float) -> Level:
-        """At the present level, after as long a time to settle."""
-        await asyncio.sleep(hold_s / 2)
+        """At the present level, after some time to settle."""
+        settle_s = min(hold_s / 2, SETTLE_S)
+        await asyncio.sleep(settle_s)
         for speaker in self.speakers:
-            speaker.delays_s.clear()
+            speaker.delays_s = array("d")
         before = await self.server.metrics()
         began = asyncio.get_running_loop().time()
         finals = sum(speaker.n_finals for speaker in self.speakers)
-        await asyncio.sleep(hold_s / 2)
-        after = await self.server.metrics()
+        n_looks = max(2, round((hold_s - settle_s) / RECENT_S))
+        looks = []
+        for i in range(n_looks):
+            await asyncio.sleep(began + (i + 1) * (hold_s - settle_s) / n_looks - asyncio.get_running_loop().time())
+            looks.append(await self.server.metrics())
+        after = looks[-1]
         passed_s = asyncio.get_running_loop().time() - began
         delays = [delay for speaker in self.speakers for delay in speaker.delays_s]
         cpu_s = after.get("process_cpu_seconds_total", 0.0) - before.get("process_cpu_seconds_total", passed_s)
-        steps = (after[f"streamer_step_latency_seconds:{q / 100}"] for q in PERCENTILES)
+        steps = (max(look[f"streamer_step_latency_seconds:{q / 100}"] for look in looks) for q in PERCENTILES)
+        start, middle, end = (
+            round(look.get("process_resident_memory_bytes", 0.0) / 2**20, 1)
+            for look in (before, looks[n_looks // 2 - 1], after)
+        )
         return Level(
             sessions=len(self.speakers),
             step_ms={f"p{q}": round(1000 * step, 1) for q, step in zip(PERCENTILES, steps, strict=True)},
             partial_ms={f"p{q}": round(1000 * quantile(delays, q / 100), 1) for q in PERCENTILES},
             cpu_cores=round(cpu_s / passed_s, 3),
-            memory_mb=round(after.get("process_resident_memory_bytes", 0.0) / 2**20, 1),
-            is_widened=after["streamer_widened"] > 0,
+            memory_mb=(start, middle, end),
+            is_widened=any(look["streamer_widened"] > 0 for look in looks),
             gaps=int(after["streamer_gaps_total"]),
             lags=sum(speaker.is_behind for speaker in self.speakers),
             n_partials=len(delays),
@@ -292,7 +305,7 @@ async def ramp(
 
 HEADER = (
     f"{'sessions':>8} {'step p50':>9} {'p95':>6} {'p99':>6} {'partial p50':>12} {'p95':>6} {'p99':>6} "
-    f"{'CPU cores':>10} {'memory MB':>10} {'widened':>8} {'gaps':>5} {'behind':>7}"
+    f"{'CPU cores':>10} {'memory MB: start, middle, end':>30} {'widened':>8} {'gaps':>5} {'behind':>7}"
 )  # times in ms
 
 
@@ -300,7 +313,8 @@ def row(level: Level) -> str:
     step, partial = level.step_ms, level.partial_ms
     return (
         f"{level.sessions:8} {step['p50']:9.0f} {step['p95']:6.0f} {step['p99']:6.0f} {partial['p50']:12.0f} "
-        f"{partial['p95']:6.0f} {partial['p99']:6.0f} {level.cpu_cores:10.2f} {level.memory_mb:10.0f} "
+        f"{partial['p95']:6.0f} {partial['p99']:6.0f} {level.cpu_cores:10.2f} "
+        f"{', '.join(f'{memory:.0f}' for memory in level.memory_mb):>30} "
         f"{'yes' if level.is_widened else 'no':>8} {level.gaps:5} {level.lags:7}"
     )
 

@@ -13,11 +13,12 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from core.configuration import CONFIG_NAME, Wav2Vec2Config
 
@@ -64,6 +65,23 @@ class CheckpointError(Exception):
     def __init__(self, name: str, tried: str, remedy: str) -> None:
         super().__init__(f"Cannot load model {name!r} (tried: {tried}): {remedy}")
         self.name, self.tried, self.remedy = name, tried, remedy
+
+
+class Undrawn(TorchFunctionMode):
+    """While a model is built: its weights stay as the memory was, and no random number is drawn.
+
+    The meta device would do it too, but takes a second to import PyTorch's compiler for the norm of a weight.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.randn_like:
+            return torch.empty_like(*args, **kwargs)
+        if func in (Tensor.normal_, Tensor.uniform_) or getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def resolve(name_or_dir: str | Path) -> Path:
@@ -153,8 +171,9 @@ def load_model(
     if config is None:
         config = load_config(directory, name)
     found = read_weights(directory, name)
-    with torch.device("meta"):
-        expected = cls(config).state_dict()
+    with Undrawn():
+        model = cls(config)
+    expected = model.state_dict()
     weights, leftover = fit_keys(found, expected.keys())
     wrong = {k for k, w in weights.items() if w.shape != expected[k].shape or not w.is_floating_point()}
     missing = expected.keys() - weights.keys()
@@ -167,10 +186,6 @@ def load_model(
         raise CheckpointError(name, f"the weights in {directory}", "; ".join(problems))
     if allowed:
         model = cls(config)  # draws the weights that the checkpoint does not give
-    else:
-        with torch.device("meta"):
-            model = cls(config)
-        model = model.to_empty(device="cpu")
     model = model.to(dtype)
     model.load_state_dict({k: w for k, w in weights.items() if k not in allowed}, strict=False)
     return model.eval()

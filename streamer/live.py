@@ -189,8 +189,8 @@ class LiveSession:
         source = self.source
         lag = source.waiting_s + self.live.lag_s()
         level = level_db(samples)
-        args = source.name, self.args.latency, level, self.delay.seconds, lag, source.n_overruns, source.trouble
-        return Status(*args)
+        latency = self.args.latency or "latency"  # the server's choice
+        return Status(source.name, latency, level, self.delay.seconds, lag, source.n_overruns, source.trouble)
 
     def hear(self, heard: Heard) -> None:
         if self.recording is not None:
@@ -278,7 +278,7 @@ def open_input(args: argparse.Namespace) -> SteadyMicrophone | PlayedFile:
     """Raises MicrophoneError or AudioError."""
     if args.play is not None:
         source = open_audio(args.play, args.sample_rate, args.encoding, args.channels)
-        return PlayedFile(source.name, source.blocks, DELAYS_S[args.latency])
+        return PlayedFile(source.name, source.blocks, DELAYS_S[args.latency or "balanced"])
     return SteadyMicrophone(args.input_device, args.system_audio)
 
 

@@ -46,6 +46,23 @@ def test_importing_the_front_door_loads_nothing_heavy() -> None:
     assert result.stdout.strip() == "set()"
 
 
+HEAVY = {"torch._dynamo", "sympy", "huggingface_hub", "rich", "PIL", "matplotlib", "starlette", "sounddevice", "av"}
+TRANSCRIBE = """
+import sys
+from streamer.cli import main
+code = main(sys.argv[1:])
+print(code, *sys.modules)
+"""
+
+
+def test_transcribing_loads_only_what_it_needs(sample: Path, tiny_model_dir: Path) -> None:
+    """PyTorch's compiler alone would take a second of the start."""
+    command = [sys.executable, "-c", TRANSCRIBE, str(sample), "--model", str(tiny_model_dir)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    code, *modules = result.stdout.splitlines()[-1].split()
+    assert code == "0" and "torch" in modules and not HEAVY & set(modules)
+
+
 def test_the_hub_client_is_loaded_only_where_a_name_is_fetched() -> None:
     for file in (ROOT / "core").rglob("*.py"):
         body = ast.parse(file.read_text(encoding="utf-8")).body

@@ -41,6 +41,19 @@ async def main():
 asyncio.run(main())
 """
 
+FIRST_HALF = """
+import sys, time
+from websockets.sync.client import connect
+
+with connect(sys.argv[1]) as connection:
+    connection.send('{"type": "start"}')
+    print(connection.recv(), flush=True)
+    data = sys.stdin.buffer.read()
+    for start in range(0, len(data), 6400):
+        connection.send(data[start : start + 6400])
+    time.sleep(600)
+"""
+
 
 def noise(seconds: float, seed: int) -> bytes:
     """Bursts with pauses between them: the tiny model hears letters in the bursts."""
@@ -207,6 +220,42 @@ def test_killed_and_stalled_clients_leave_the_others_alone(tiny_model_dir: Path)
             while True:
                 await connection.send(bytes(32_000))
                 await connection.send('{"type": "flush"}')
+
+    run(test())
+
+
+def test_a_killed_client_s_session_goes_on_in_another_process(tiny_model_dir: Path) -> None:
+    """Kill -9 amid the speech; whoever has the session's id sends the rest, and the text is the uninterrupted one."""
+    data = noise(30, 17)
+
+    async def test() -> None:
+        async with process(tiny_model_dir) as server:
+            whole = await transcript(server.url, data)
+            url = server.url.replace("http", "ws") + "/v1/stream"
+            command = [sys.executable, "-c", FIRST_HALF, url]
+            client = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            assert client.stdin is not None and client.stdout is not None
+            client.stdin.write(data[: len(data) // 2 + 1])
+            client.stdin.close()
+            ready = json.loads(await asyncio.to_thread(client.stdout.readline))
+            await server.until("streamer_audio_seconds_total", 30 + 14, 1e9)
+            client.kill()
+            client.wait()
+            client.stdout.close()
+            async with connect(url) as connection:
+                resume = {"type": "resume", "session": ready["session"], "seq": ready["seq"]}
+                await connection.send(json.dumps(resume))
+                accepted = json.loads(await connection.recv())["samples"]
+                assert 14 * 16_000 <= accepted <= len(data) // 4
+                for start in range(2 * accepted, len(data), 6400):
+                    await connection.send(data[start : start + 6400])
+                await connection.send('{"type": "end"}')
+                messages = []
+                with contextlib.suppress(ConnectionClosed):
+                    async for text in connection:
+                        messages.append(json.loads(text))
+            assert messages[-1]["type"] == "end"
+            assert [(m["text"], m["end_s"]) for m in messages if m["type"] == "final"] == whole
 
     run(test())
 

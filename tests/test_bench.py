@@ -16,10 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.audio import SAMPLE_RATE, Samples
+from core.configuration import Wav2Vec2Config
 from core.edit_distance import WordErrors, word_errors
 from core.normalise import normalise, spell, spell_ordinal
 from core.training.manifest import read_manifest, read_set
+from streamer.bench.agreement import table as precision_table
+from streamer.bench.arithmetic import flops
 from streamer.bench.conditions import CONDITIONS, apply_condition, empty_audio
+from streamer.bench.speed import table as speed_table
 from streamer.bench.systems import ModelChoice, assemble_base, load_system
 from streamer.bench.task import Task
 from streamer.bench.wer import (
@@ -275,12 +279,35 @@ def test_the_command(speech_set: Path, tiny_model_dir: Path, capsys: pytest.Capt
     assert result["equal_to_offline"]["of"] == 2
 
 
-def test_speed(speech_set: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = speech_set.parent / "two.wav"
-    arguments = ["bench", "speed", file, "--repeat", "1", "--model", tiny_model_dir]
-    assert main([str(argument) for argument in arguments]) == 0
-    shown = capsys.readouterr().out
-    assert all(word in shown for word in ("offline", "streaming low", "feature_extractor", "encoder_layers"))
+def test_speed(speech_set: Path, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, plot = speech_set.parent / "two.wav", tmp_path / "speed.svg"
+    arguments = ["bench", "speed", file, "--repeat", "1", "--model", tiny_model_dir, "--plot", plot]
+    assert main([*map(str, arguments), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert {"float32", "auto"} <= result["systems"].keys() and result["ceilings_per_s"]["copy"] > 0
+    for of in result["systems"].values():
+        assert of["cpu_s_per_audio_s"] > 0 and of["streams_per_core"]["balanced"]["window_s"] == 4.005
+    assert result["step_us"]["greedy"]["whole"]["n"] > 0
+    assert plot.read_text().startswith("<?xml")
+    shown = speed_table(result)
+    assert all(word in shown for word in ("float32", "streams a core, low", "feature_extractor", "stitch"))
+
+
+def test_operations_of_the_published_sizes() -> None:
+    """As PyTorch's own counter finds for a window of 8 s."""
+    total = flops(Wav2Vec2Config(), 8 * 16_000)
+    assert sum(total.values()) / 8e9 == pytest.approx(14.6, rel=0.02)
+    assert total["feature_extractor"] / 8e9 == pytest.approx(4.91, rel=0.02)
+
+
+def test_precision(speech_set: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", "precision", str(speech_set), "--limit", "2", "--model", str(tiny_model_dir)]
+    assert main([*arguments, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    plain, packed = result["precisions"][:2]
+    assert (plain["label_agreement"], plain["wer_change"], plain["times_float32"]) == (1, 0, 1)
+    assert packed["label_agreement"] > 0.99
+    assert "equal labels %" in precision_table(result)
 
 
 @pytest.mark.parametrize(
@@ -294,6 +321,7 @@ def test_speed(speech_set: Path, tiny_model_dir: Path, capsys: pytest.CaptureFix
         (["wer", "/none.tsv"], 1, "no such manifest"),
         (["speed", "/none.wav"], 1, "no such file"),
         (["speed", "/none.wav", "--repeat", "0"], 1, "at least 1 repeat"),
+        (["precision"], 2, "at least one set"),
         ([], 2, "wer|speed"),
     ],
 )

@@ -7,17 +7,22 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str]) -> int:
     """Runs `streamer bench ARGUMENTS`; returns its exit code."""
-    from streamer.bench import capacity, latency, speed, stitch, wer
+    from streamer.bench import agreement, capacity, latency, speed, stitch, wer
     from streamer.cli import Parser, add_model_options
 
     parser = Parser("streamer bench", description="Measure accuracy, latency, speed and memory.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="wer|latency|capacity|stitch|speed")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="wer|latency|capacity|stitch|speed|precision"
+    )
     accuracy = commands.add_parser("wer", help="word error rate, processor time and memory on sets with transcripts")
     wer.add_arguments(accuracy)
     add_model_options(accuracy)
-    pace = commands.add_parser("speed", help="how long one recording takes, and in which part of the model")
+    pace = commands.add_parser("speed", help="time of the model in every precision, its parts, and all around it")
     speed.add_arguments(pace)
     add_model_options(pace, has_latency=False)
+    narrow = commands.add_parser("precision", help="what bfloat16 and int8 change and gain on the CPU")
+    agreement.add_arguments(narrow)
+    add_model_options(narrow, has_latency=False)
     seams = commands.add_parser("stitch", help="ways of joining windows, against one pass of the same model")
     stitch.add_arguments(seams)
     add_model_options(seams, has_latency=False)
@@ -37,4 +42,6 @@ def main(arguments: Sequence[str]) -> int:
             return capacity.run(args)
         case "stitch":
             return stitch.run(args, seams)
+        case "precision":
+            return agreement.run(args, narrow)
     return speed.run(args)

@@ -1,4 +1,4 @@
-"""The pictures of `streamer bench stitch` and `streamer bench latency`; the file name decides the format."""
+"""The pictures of `streamer bench stitch`, `latency` and `speed`; the file name decides the format."""
 
 from __future__ import annotations
 
@@ -73,4 +73,26 @@ def plot_latency(result: dict[str, Any], delays: Mapping[str, Mapping[str, Seque
     trade.set_xlabel("median of it, s (round: settled, square: committed)")
     trade.set_ylabel("word error rate, %")
     trade.grid(alpha=0.3)
+    figure.savefig(path)
+
+
+def plot_speed(result: dict[str, Any], path: Path) -> None:
+    """Streams a core over the hop, a line a system: left; where the time of one pass goes: right."""
+    figure = new_figure(11, 4.5)
+    streams, parts = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
+    for name, of in result["systems"].items():
+        points = sorted((step["hop_s"], step["streams"]) for step in of["streams_per_core"].values())
+        streams.plot(*zip(*points, strict=True), marker="o", label=name)
+    streams.set_xlabel("hop, s")
+    streams.set_ylabel("streams a core")
+    streams.grid(alpha=0.3)
+    streams.legend(fontsize="small")
+    ours = {name: of["parts_s_per_audio_s"] for name, of in result["systems"].items() if "parts_s_per_audio_s" in of}
+    heights = np.zeros(len(ours))
+    for part in next(iter(ours.values())):
+        values = np.array([1000 * seconds[part] for seconds in ours.values()])
+        parts.bar(list(ours), values, bottom=heights, label=part)
+        heights += values
+    parts.set_ylabel("processor ms a second of audio")
+    parts.legend(fontsize="small")
     figure.savefig(path)

@@ -1,6 +1,9 @@
-"""`streamer bench speed`: how long one recording takes, whole and streamed, and in which part of the model.
+"""`streamer bench speed`: processor seconds of the model and of all around it, in every precision, in one run.
 
-Times are wall time of the best of `--repeat` runs; `CPU s` is the processor time of that run with all threads.
+All that is compared runs in turn, `--repeat` times, and the fastest run of each counts. Times are the processor's,
+with all threads, so that other programs on the machine disturb little. `--config base` and `large` are the published
+sizes with random weights: time does not depend on them. A hop is one step of a session; windows are those of the
+presets of `--latency`, and streams per core are hop / time of a step.
 """
 
 from __future__ import annotations
@@ -11,29 +14,52 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from clients.file import open_audio
-from core.audio import SAMPLE_RATE, Samples
-from core.engine import LATENCIES
+from core.acoustic import AcousticModel, choose_dtype
+from core.audio import HOP, SAMPLE_RATE, Samples, n_samples_for
+from core.beam import make_decoder
+from core.checkpoint import resolve
+from core.configuration import Wav2Vec2Config
+from core.engine import LATENCIES, Engine, StreamConfig
+from core.precision import is_fast, pack
+from core.tokenizer import Wav2Vec2Tokenizer
+from core.wav2vec2 import Wav2Vec2ForCTC
+from streamer.bench.agreement import PRECISIONS, has
+from streamer.bench.arithmetic import ceilings, flops
+from streamer.bench.plots import plot_speed, require_matplotlib
+from streamer.bench.steps import measure_steps
 from streamer.bench.wer import peak_memory_mb
-from streamer.recognizer import Recognizer, load_recognizer
 
+SAMPLE = Path(__file__).parents[2] / "core" / "assets" / "sample.wav"
+LARGE = Wav2Vec2Config(
+    hidden_size=1024,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    intermediate_size=4096,
+    feat_extract_norm="layer",
+    conv_bias=True,
+    do_stable_layer_norm=True,
+)
+CONFIGS = {"base": Wav2Vec2Config(), "large": LARGE}
 PARTS = {
     "feature_extractor": "wav2vec2.feature_extractor",
     "feature_projection": "wav2vec2.feature_projection",
     "positional_convolution": "wav2vec2.encoder.pos_conv_embed",
     "lm_head": "lm_head",
 }
+Emit = Callable[[Samples], object]
 
 
 @contextmanager
-def timed_parts(recognizer: Recognizer) -> Iterator[dict[str, float]]:
+def timed_parts(model: Wav2Vec2ForCTC) -> Iterator[dict[str, float]]:
     """Seconds spent in each part of the model while the block runs; `encoder_layers` is the sum of all."""
-    model = recognizer.model.model
     modules = [(part, model.get_submodule(path)) for part, path in PARTS.items()]
     layers = model.get_submodule("wav2vec2.encoder.layers")
     modules += [("encoder_layers", layer) for layer in layers.children()]
@@ -41,11 +67,11 @@ def timed_parts(recognizer: Recognizer) -> Iterator[dict[str, float]]:
     began: dict[int, float] = {}
 
     def before(module: object, _: object) -> None:
-        began[id(module)] = time.perf_counter()
+        began[id(module)] = time.process_time()
 
     def ender(part: str) -> Callable[[object, object, object], None]:
         def after(module: object, _: object, __: object) -> None:
-            seconds[part] += time.perf_counter() - began[id(module)]
+            seconds[part] += time.process_time() - began[id(module)]
 
         return after
 
@@ -58,64 +84,149 @@ def timed_parts(recognizer: Recognizer) -> Iterator[dict[str, float]]:
             hook.remove()
 
 
-def best_of(repeat: int, action: Callable[[], object]) -> tuple[float, float]:
-    """Wall and processor seconds of the fastest run."""
-    runs = []
+def load_precision(name: str, config: str | None, directory: Path) -> AcousticModel:
+    """The checkpoint, or random weights of a published size with its tokenizer, in one precision of the CPU."""
+    if config is None:
+        return AcousticModel.load(directory, "cpu", name)
+    torch.manual_seed(0)
+    model = Wav2Vec2ForCTC(CONFIGS[config])
+    dtype = choose_dtype(name, torch.device("cpu"))
+    if name != "float32" and is_fast(dtype):
+        pack(model, dtype)
+    return AcousticModel(model, Wav2Vec2Tokenizer.from_pretrained(directory), config)
+
+
+def load_transformers(config: Wav2Vec2Config, dtype: torch.dtype) -> Emit:
+    """transformers' model of the same size with random weights, as a function of one window."""
+    import transformers
+
+    settings = {key: value for key, value in config.to_dict().items() if key not in ("dtype", "torch_dtype")}
+    model: Any = transformers.Wav2Vec2ForCTC(transformers.Wav2Vec2Config(**settings))
+    model = model.eval().to(dtype)
+
+    def emit(samples: Samples) -> object:
+        with torch.inference_mode():
+            logits = model(torch.from_numpy(samples)[None].to(dtype)).logits
+            return logits.log_softmax(-1, dtype=torch.float32).numpy()
+
+    return emit
+
+
+def fastest(systems: dict[str, Emit], window: Samples, repeat: int) -> dict[str, float]:
+    """Processor seconds of the fastest of `repeat` runs of each system, all in turn."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for emit in systems.values():
+        emit(window)  # warms up caches and threads
     for _ in range(repeat):
-        wall, cpu = time.perf_counter(), time.process_time()
-        action()
-        runs.append((time.perf_counter() - wall, time.process_time() - cpu))
-    return min(runs)
+        for name, emit in systems.items():
+            began = time.process_time()
+            emit(window)
+            seconds[name].append(time.process_time() - began)
+    return {name: min(values) for name, values in seconds.items()}
 
 
-def measure_speed(recognizer: Recognizer, samples: Samples, repeat: int) -> dict[str, Any]:
-    """The object that `--json` prints; every time is divided by the recording's length."""
+def measure_speed(
+    models: dict[str, AcousticModel], peers: dict[str, Emit], samples: Samples, repeat: int
+) -> dict[str, Any]:
+    """The object that `--json` prints."""
+    model = next(iter(models.values()))
+    systems: dict[str, Emit] = {name: lambda window, of=of: of.emit([window]) for name, of in models.items()}  # type: ignore[misc]
+    systems |= peers
     audio_s = len(samples) / SAMPLE_RATE
-
-    def per_second(offline: bool, latency: str) -> dict[str, float]:
-        wall, cpu = best_of(repeat, lambda: recognizer.transcribe(samples, SAMPLE_RATE, latency, offline))
-        return {"wall_s_per_audio_s": round(wall / audio_s, 5), "cpu_s_per_audio_s": round(cpu / audio_s, 5)}
-
-    recognizer.transcribe(samples[: 5 * SAMPLE_RATE], SAMPLE_RATE, offline=True)  # warms up caches and threads
-    paths = {"offline": per_second(True, "balanced")}
-    paths |= {f"streaming {latency}": per_second(False, latency) for latency in LATENCIES}
-    with timed_parts(recognizer) as seconds:
-        recognizer.transcribe(samples, SAMPLE_RATE, offline=True)
-    return {
-        "model": recognizer.model.name,
+    offline = fastest(systems, samples, repeat)
+    most = sum(flops(model.config, len(samples)).values())
+    result: dict[str, Any] = {
+        "model": model.name,
         "audio_s": round(audio_s, 3),
-        "paths": paths,
-        "offline_parts_s_per_audio_s": {part: round(value / audio_s, 5) for part, value in seconds.items()},
-        "peak_memory_mb": round(peak_memory_mb(), 1),
+        "threads": torch.get_num_threads(),
+        "ceilings_per_s": ceilings(repeat),
+        "flop_per_audio_s": most / audio_s,
+        "systems": {
+            name: {
+                "cpu_s_per_audio_s": round(seconds / audio_s, 5),
+                "flop_per_s": most / seconds,
+                "times_float32": round(offline["float32"] / seconds, 3),
+                "streams_per_core": {},
+            }
+            for name, seconds in offline.items()
+        },
     }
+    for latency in LATENCIES:
+        config = StreamConfig.preset(latency)
+        window = np.resize(samples, n_samples_for(config.window))
+        for name, seconds in fastest(systems, window, repeat).items():
+            hop_s = config.hop * HOP / SAMPLE_RATE
+            of = {"hop_s": hop_s, "window_s": round(len(window) / SAMPLE_RATE, 3), "step_s": round(seconds, 5)}
+            of["latency_ms"] = config.algorithmic_latency_ms
+            result["systems"][name]["streams_per_core"][latency] = of | {"streams": round(hop_s / seconds, 2)}
+    for name, of_name in models.items():
+        with timed_parts(of_name.model) as parts:
+            began = time.process_time()
+            of_name.emit([samples])
+            whole = time.process_time() - began
+        parts["copies and other"] = whole - sum(parts.values())
+        shares = {part: round(seconds / audio_s, 5) for part, seconds in parts.items()}
+        result["systems"][name]["parts_s_per_audio_s"] = shares
+    engine = Engine(model)
+    result["step_us"] = {"greedy": measure_steps(engine, samples, StreamConfig.preset("balanced"))}
+    if model.directory is not None:
+        engine = Engine(model, make_decoder(model, "auto", {}))
+        result["step_us"]["model's own"] = measure_steps(engine, samples, StreamConfig.preset("balanced"))
+    result["peak_memory_mb"] = round(peak_memory_mb(), 1)
+    return result
 
 
 def table(result: dict[str, Any]) -> str:
     """`measure_speed`, for reading."""
+    limits = ", ".join(
+        f"{name} {value / 1e9:.0f} {'GB/s' if name == 'copy' else 'GFLOP/s'}"
+        for name, value in result["ceilings_per_s"].items()
+    )
     lines = [
-        f"model {result['model']}, {result['audio_s']:.1f} s of audio, peak {result['peak_memory_mb']:.0f} MB",
+        f"model {result['model']}, {result['audio_s']:.1f} s of audio, {result['flop_per_audio_s'] / 1e9:.1f} GFLOP a "
+        f"second of it, {result['threads']} threads, peak {result['peak_memory_mb']:.0f} MB",
+        f"this machine at most: {limits}",
         "",
-        f"{'path':22} {'wall s / audio s':>17} {'CPU s / audio s':>16} {'times real time':>16}",
+        f"{'system':22} {'CPU s / audio s':>16} {'GFLOP/s':>8} {'× float32':>9}   "
+        + "   ".join(f"streams a core, {latency}" for latency in LATENCIES),
     ]
-    for path, of in result["paths"].items():
-        wall, cpu = of["wall_s_per_audio_s"], of["cpu_s_per_audio_s"]
-        lines.append(f"{path:22} {wall:17.4f} {cpu:16.4f} {1 / max(wall, 1e-9):16.1f}")
-    parts = result["offline_parts_s_per_audio_s"]
-    lines += ["", f"{'part (offline)':22} {'wall s / audio s':>17} {'share':>7}"]
-    lines += [f"{part:22} {value:17.4f} {value / sum(parts.values()):7.1%}" for part, value in parts.items()]
+    for name, of in result["systems"].items():
+        streams = "".join(f"{of['streams_per_core'][latency]['streams']:24.1f}" for latency in LATENCIES)
+        speed = f"{of['cpu_s_per_audio_s']:16.4f} {of['flop_per_s'] / 1e9:8.0f} {of['times_float32']:9.2f}"
+        lines.append(f"{name:22} {speed}{streams}")
+    ours = {name: of["parts_s_per_audio_s"] for name, of in result["systems"].items() if "parts_s_per_audio_s" in of}
+    lines += ["", f"{'CPU ms / audio s':24}" + "".join(f"{name:>12}" for name in ours)]
+    for part in next(iter(ours.values())):
+        lines.append(f"{part:24}" + "".join(f"{1000 * parts[part]:12.2f}" for parts in ours.values()))
+    for decoder, parts in result["step_us"].items():
+        lines += ["", f"{'µs a step, ' + decoder:24} {'mean':>8} {'p50':>8} {'p99':>8}"]
+        lines += [f"{part:24} {of['mean']:8.0f} {of['p50']:8.0f} {of['p99']:8.0f}" for part, of in parts.items()]
     return "\n".join(lines)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="any recording; half a minute is enough")
+    parser.add_argument("file", nargs="?", default=SAMPLE, type=Path, metavar="FILE", help="default: a sample")
+    parser.add_argument("--config", choices=CONFIGS, help="random weights of this size instead of --model's")
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="runs, of which the fastest counts")
+    parser.add_argument("--plot", type=Path, metavar="PATH", help="draw it there, as PNG, PDF or SVG")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.repeat < 1:
         raise ValueError(f"Expected at least 1 repeat. Found: {args.repeat}")
+    if args.plot is not None:
+        require_matplotlib()
+    torch.set_num_threads(args.threads or 1)
     samples = np.concatenate(list(open_audio(str(args.file)).blocks))
-    result = measure_speed(load_recognizer(args), samples, args.repeat)
+    directory = resolve(args.model)
+    models = {name: load_precision(name, args.config, directory) for name in PRECISIONS if has(name)}
+    config, peers = models["float32"].config, {}
+    if find_spec("transformers") is not None:  # without the sinusoids that it does not know, which are one sum
+        kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+        peers = {f"transformers {name}": load_transformers(config, dtype) for name, dtype in kinds.items()}
+    result = measure_speed(models, peers, samples, args.repeat)
     print(json.dumps(result) if args.json else table(result))
+    if args.plot is not None:
+        plot_speed(result, args.plot)
     return 0

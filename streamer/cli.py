@@ -121,11 +121,17 @@ def transcribe_parser() -> Parser:
     add_output_options(parser)
     add_live_options(parser)
     parser.add_argument("--offline", action="store_true", help="one pass over the whole file, no streaming")
+    parser.add_argument("--server", metavar="URL", help="as `streamer connect URL`, whose options these are then")
     add_model_options(parser)
     return parser
 
 
 def transcribe(arguments: Sequence[str]) -> int:
+    remote = Parser("streamer", add_help=False, allow_abbrev=False)
+    remote.add_argument("--server")
+    found, others = remote.parse_known_args(arguments)
+    if found.server is not None:
+        return connect([found.server, *others])
     parser = transcribe_parser()
     args = parser.parse_args(arguments)
     check_live_options(parser, args)

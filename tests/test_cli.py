@@ -162,3 +162,10 @@ def test_output_directory_gets_a_file_for_each_recording(
     assert {path.name for path in tmp_path.iterdir()} == {"other.wav", "other.vtt", "noise.vtt"}
     code, _, err = run(capsys, audio, other, *model, "--format", "vtt")
     assert code == 2 and "--output DIRECTORY" in err
+
+
+def test_server_is_connect(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--mic --window --server URL` is `connect URL --mic --window`, with its options and its usage errors."""
+    with pytest.raises(SystemExit) as e:
+        main(["--mic", "--window", "--server", "ws://127.0.0.1:1", "--split"])
+    assert e.value.code == 2 and "streamer connect: error: --split goes with a file" in capsys.readouterr().err

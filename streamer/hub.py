@@ -47,6 +47,8 @@ class Limits:
     idle_s: float = 60.0  # without any message
     message_bytes: int = 1 << 20  # of the native protocol, whose clients cut their audio
     whole_bytes: int = 24 << 20  # of the others, whose clients may send a recording at once
+    upload_bytes: int = 256 << 20  # of one recording over HTTP
+    upload_s: float = 600.0  # until all of it has come
     speed: float = 32.0  # audio is read no faster than this many times real time
     messages_per_s: float = 2000.0  # of one connection; more are read later
     header_s: float = 10.0  # from a connection to the end of its request's headers

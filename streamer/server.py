@@ -37,6 +37,7 @@ from streamer.protocols.wyoming import Wyoming
 from streamer.scheduler import Scheduler
 from streamer.session import POLICY, TRY_LATER
 from streamer.tcp import serving_tcp
+from streamer.uploads import Uploads
 
 PAGE = Path(clients.__file__).parent / "web"
 PAGE_FILES = {
@@ -75,6 +76,7 @@ class App:
         self.limits = limits
         self.wyoming = wyoming
         self.hub = Hub(self.scheduler, limits, self.metrics, dict(zip(self.models, engines, strict=True)))
+        self.uploads = Uploads(self.hub, defaults, self.models, self.refusal, self.owner)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -94,6 +96,7 @@ class App:
             Route("/health", self.health, methods=["GET"]),
             Route("/ready", self.ready, methods=["GET"]),
             Route("/metrics", self.show_metrics, methods=["GET"]),
+            *self.uploads.routes(),
             WebSocketRoute("/v1/stream", self.stream),
             WebSocketRoute("/v1/listen", self.listen),
             WebSocketRoute("/{path:path}", self.vosk),

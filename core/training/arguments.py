@@ -25,11 +25,11 @@ def add_manifest(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--manifest", action="append", type=Path, required=True, metavar="TSV", help="may be repeated")
 
 
-def add_run(parser: argparse.ArgumentParser, steps: int, rate: float, batch_s: float) -> None:
+def add_run(parser: argparse.ArgumentParser, steps: int, rate: float, batch_s: float, warmup: int = 50) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the checkpoint; resumed from there")
     parser.add_argument("--steps", type=int, default=steps, help="default: %(default)s")
     parser.add_argument("--learning-rate", type=float, default=rate, help="default: %(default)s")
-    parser.add_argument("--warmup", type=int, default=50, metavar="STEPS", help="default: %(default)s")
+    parser.add_argument("--warmup", type=int, default=warmup, metavar="STEPS", help="default: %(default)s")
     parser.add_argument("--batch-s", type=float, default=batch_s, help="seconds of audio a step; default: %(default)s")
     parser.add_argument("--log-every", type=int, default=25, metavar="STEPS", help="default: %(default)s")
     parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="default: %(default)s")
@@ -110,7 +110,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="TSV[:WEIGHT]",
         help="may be repeated; a pass hears each recording WEIGHT times on average",
     )
-    add_run(command, steps=300, rate=1e-4, batch_s=32)
+    add_run(command, steps=60, rate=5e-5, batch_s=16, warmup=10)  # for a few minutes of one voice
     add_noise(command)
 
     command = commands.add_parser("evaluate", help="word and letter error rate of a checkpoint")

@@ -32,6 +32,7 @@ from streamer.protocols import deepgram, native
 from streamer.protocols.deepgram import QueryError
 from streamer.protocols.deepgram_session import Deepgram
 from streamer.protocols.native import ProtocolError, Resume, Start
+from streamer.protocols.openai_realtime import Realtime
 from streamer.protocols.vosk import Vosk
 from streamer.protocols.wyoming import Wyoming
 from streamer.scheduler import Scheduler
@@ -99,6 +100,7 @@ class App:
             *self.uploads.routes(),
             WebSocketRoute("/v1/stream", self.stream),
             WebSocketRoute("/v1/listen", self.listen),
+            WebSocketRoute("/v1/realtime", self.realtime),
             WebSocketRoute("/{path:path}", self.vosk),
         ]
 
@@ -209,6 +211,18 @@ class App:
         body = deepgram.refusal(refused.status_code, json.loads(bytes(refused.body))["error"]["message"], request_id)
         headers["dg-error"] = str(body["err_msg"]).encode("ascii", "replace").decode()
         await self.deny(websocket, JSONResponse(body, refused.status_code, headers))
+
+    async def realtime(self, websocket: WebSocket) -> None:
+        """`/v1/realtime` of OpenAI."""
+        refused = self.refusal(websocket) or self.refused_for_room(websocket)
+        if refused is not None:
+            await self.deny(websocket, refused)
+            return
+        offered = websocket.scope["subprotocols"]
+        is_beta = "realtime=v1" in websocket.headers.get("openai-beta", "") or "openai-beta.realtime-v1" in offered
+        model = websocket.query_params.get("model", "")
+        session = Realtime(secrets.token_urlsafe(24), self.defaults, self.models, model, is_beta, self.limits.session)
+        await self.converse(websocket, session)
 
     def new_wyoming(self, session_id: str) -> Wyoming:
         return Wyoming(session_id, self.defaults, self.models, self.limits.session)

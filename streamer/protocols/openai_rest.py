@@ -135,6 +135,10 @@ class Deltas:
 
     def __init__(self) -> None:
         self.text = ""
+        self.begin()
+
+    def begin(self) -> None:
+        """Another stream comes, whose segments count from 0."""
         self.segment = -1
         self.n_words = 0  # of the running segment, said already
 

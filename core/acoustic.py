@@ -51,12 +51,13 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on CUDA and float32 elsewhere; int8 is of the CPU.
+    """`auto` is bfloat16 on CUDA and on processors that multiply it, float32 elsewhere; int8 is of the CPU.
 
-    On the CPU bfloat16 is twice as fast, but changes the letter of more than one frame in a thousand.
+    bfloat16 is nearly twice as fast. It changes the letter of two frames in a thousand, and no word error rate.
     """
     if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        is_fit = device.type == "cuda" or device.type == "cpu" and is_fast(torch.bfloat16)
+        return torch.bfloat16 if is_fit else torch.float32
     if dtype not in DTYPES:
         raise ValueError(f"Expected a dtype of auto, {', '.join(DTYPES)}. Found: {dtype!r}")
     if dtype == "int8" and device.type != "cpu":

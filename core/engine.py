@@ -38,7 +38,7 @@ SETTLE = 250  # stable frames that are decoded again at each step
 class StreamConfig:
     """How a stream is cut into windows. All lengths in frames of 20 ms."""
 
-    left: int = 150  # context before the frames that become stable
+    left: int = 100  # context before the frames that become stable
     hop: int = 25  # frames that become stable in one step
     right: int = 25  # context after them
     # A word is committed when it ended this long before the first unstable frame. Longer than any segment: words are
@@ -82,9 +82,9 @@ class StreamConfig:
             ValueError: no such preset.
         """
         presets = {
-            "low": cls(left=125, hop=13, right=12),
-            "balanced": cls(left=150, hop=25, right=25),
-            "accurate": cls(left=200, hop=50, right=50),
+            "low": cls(left=100, hop=13, right=12),
+            "balanced": cls(left=100, hop=25, right=25),
+            "accurate": cls(left=125, hop=50, right=50),
         }
         if latency not in presets:
             raise ValueError(f"Expected a latency of {', '.join(LATENCIES)}. Found: {latency!r}")
@@ -139,6 +139,7 @@ class Stream:
         self.frames = empty(0, n_vocab)  # of the running segment, up to the last step that could end it
         self.shown = self.frames  # the same, and the steps since that only show partials
         self.shows_all = True  # False leaves those out
+        self.shows_newest = False  # True leaves out all of them but the last that there is audio for
         self.target = config.hop  # first frame that is not stable after the next step that can end the segment
         self.segment = 0
         self.n_samples = 0  # accepted so far
@@ -206,9 +207,13 @@ class Stream:
         if self.pending is not None:
             return self.pending
         config = self.config
-        stable = min(self.target, self.shown.stable_frame + config.hop) if self.shows_all else self.target
-        end = n_samples_for(stable + config.right)
         limit = self.barriers[0] if self.barriers else self.n_samples
+        stable = self.target
+        if self.shows_all:
+            ahead = (n_frames(limit) - config.right - self.shown.stable_frame) // config.hop
+            hops = max(1, ahead) if self.shows_newest else 1
+            stable = min(self.target, self.shown.stable_frame + hops * config.hop)
+        end = n_samples_for(stable + config.right)
         if end <= limit:
             return Pass(HOP * max(0, stable - config.hop - config.left), end)
         if self.barriers:
@@ -353,7 +358,7 @@ class Engine:
         before = [0, *(span.end_frame for span in spans)]
         starts = [max(frame, span.start_frame - LEAD) for frame, span in zip(before, spans, strict=False)]
         next_starts = [*starts[1:], end_frame + TRAIL]
-        ends = [min(frame, span.end_frame + TRAIL) for frame, span in zip(next_starts, spans, strict=True)]
+        ends = [min(frame, span.end_frame + TRAIL) for frame, span in zip(next_starts, spans, strict=False)]
         words = tuple(
             Word(span.text, to_seconds(HOP * start), to_seconds(HOP * end), self.confidence(span), i < n_committed)
             for i, (span, start, end) in enumerate(zip(spans, starts, ends, strict=True))

@@ -245,6 +245,7 @@ class Scheduler:
             due = job.due
             audio_s += (task.end_sample - task.start_sample) / SAMPLE_RATE
             job.moved(task, done)
+            job.stream.shows_newest = False
             with self.wake:
                 if task.cut is None and due <= done:
                     self.responses.add(Response(done, done - due, job.hop_s))
@@ -329,6 +330,12 @@ class Scheduler:
             job.task = None
         elif task != job.task:
             job.plan(task, now)
+            if now - job.due > job.hop_s and not stream.shows_newest:
+                # Too late for that partial: rather a newer one, if there is audio for it.
+                stream.shows_newest = True
+                newer = stream.next_pass()
+                if newer is not None and newer != task:
+                    job.plan(newer, now)
         return task is not None
 
     def take(self, job: Job) -> tuple[float, Item] | None:

@@ -30,7 +30,6 @@ from streamer.protocols.native import Start
 from streamer.protocols.openai_rest import Deltas, Form, FormError
 from streamer.session import SessionLimits
 
-UNREAD = 64  # events that wait for a slow reader before the model does
 FIELDS = 200
 
 
@@ -102,13 +101,15 @@ class Feed:
     def __init__(self, blocks: Iterator[Samples], gone: asyncio.Future[None], is_heard: bool) -> None:
         self.blocks: Iterator[Samples] | None = blocks
         self.gone = gone  # done when the client has left
-        self.heard: asyncio.Queue[str | None] | None = asyncio.Queue(UNREAD) if is_heard else None
+        self.heard: asyncio.Queue[str | None] | None = asyncio.Queue() if is_heard else None
+        self.decoding: asyncio.Future[Samples | None] | None = None  # in its thread, which nothing stops
         self.failure: Failure | None = None
 
     async def receive(self) -> Mapping[str, Any]:
         try:
             while self.blocks is not None and not self.gone.done():
-                block = await asyncio.to_thread(next, self.blocks, None)
+                self.decoding = asyncio.ensure_future(asyncio.to_thread(next, self.blocks, None))
+                block = await asyncio.shield(self.decoding)
                 if block is None:
                     self.blocks = None
                     return {"type": "websocket.receive", "text": ""}
@@ -122,7 +123,7 @@ class Feed:
 
     async def send_text(self, data: str) -> None:
         if self.heard is not None:
-            await self.heard.put(data)
+            self.heard.put_nowait(data)
 
     async def send_bytes(self, data: bytes) -> None:
         raise TypeError("Expected text. Found: bytes")
@@ -245,7 +246,9 @@ class Uploads:
         finally:
             feed.gone.cancel()
             if feed.heard is not None:
-                await feed.heard.put(None)
+                feed.heard.put_nowait(None)
+            if feed.decoding is not None:
+                await asyncio.wait([feed.decoding])
             await fields.close()
 
 

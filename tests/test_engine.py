@@ -137,6 +137,19 @@ def test_confidence_is_the_letters_probability_to_the_power_of_the_checkpoint() 
     assert squared.confidence == pytest.approx(plain**2, abs=1e-3)
 
 
+def test_a_partial_that_the_final_pass_does_not_confirm_is_taken_back() -> None:
+    """A window that ends early reads a letter where the whole segment has none."""
+
+    class Hasty(PlantedModel):
+        def read(self, window: np.ndarray) -> np.ndarray:
+            return super().read(window if len(window) < 2 * SAMPLE_RATE else np.zeros_like(window))
+
+    samples = np.concatenate([plant("UM"), np.zeros(5 * SAMPLE_RATE // 2, np.float32)])
+    events = run(Engine(Hasty()), samples, StreamConfig.preset("balanced", EndpointConfig(after_speech=200)), [])
+    assert [event.text for event in events][-1] == "" and len(events) > 1
+    assert finals(events) == []
+
+
 def test_flush_makes_all_words_so_far_final_and_the_stream_goes_on() -> None:
     engine = Engine(PlantedModel())
     samples = plant("FIRST HALF ")
@@ -298,6 +311,7 @@ def test_steps_left_out_change_no_final(data: st.DataObject, edge: int, jitter: 
                 while stream.is_ready:
                     events += engine.step([stream])[0]
                     stream.shows_all = rng.random() >= share_left_out
+                    stream.shows_newest = rng.random() < share_left_out
             stream.flush()
         stream.finish()
         return events + engine.drain(stream), len(model.lengths)
@@ -309,6 +323,23 @@ def test_steps_left_out_change_no_final(data: st.DataObject, edge: int, jitter: 
         check_contract(some)
         assert finals(some) == finals(everything)
         assert fewer <= n
+
+
+def test_of_the_partials_that_are_late_the_newest_alone_is_shown() -> None:
+    engine = Engine(PlantedModel())
+    stream = engine.new_stream(StreamConfig(hop=20, right=10, endpoint=EndpointConfig(after_speech=100)))
+    stream.push(plant("A STEADY FLOW OF WORDS")[: HOP * 30 + 80])
+    engine.drain(stream)
+    target = stream.target
+    assert target >= 60
+    stream.push(np.zeros(HOP * 35, np.float32))
+    for shows_newest, stable in ((False, 40), (True, min(target, 40))):
+        stream.shows_newest = shows_newest
+        task = stream.next_pass()
+        assert task is not None and stream.stable_after(task) == stable
+    stream.push(np.zeros(HOP * 20, np.float32))
+    task = stream.next_pass()
+    assert task is not None and stream.stable_after(task) == min(target, 60)
 
 
 def test_steps_left_out_save_half_of_the_windows() -> None:

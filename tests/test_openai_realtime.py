@@ -181,6 +181,15 @@ def test_beta_dialect() -> None:
     "event, param",
     [
         ({"type": "response.create"}, "type"),
+        ({"type": []}, "type"),
+        ({"type": "transcription_session.update", "session": {"input_audio_format": []}}, "input_audio_format"),
+        (
+            {
+                "type": "session.update",
+                "session": {"audio": {"input": {"turn_detection": {"type": "semantic_vad", "eagerness": ["x"]}}}},
+            },
+            "session.audio.input.turn_detection.eagerness",
+        ),
         ({"type": "input_audio_buffer.append", "audio": "not base64!"}, "audio"),
         ({"type": "input_audio_buffer.append"}, "audio"),
         ({"type": "session.update", "session": {"type": "realtime"}}, "session.type"),

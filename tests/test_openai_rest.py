@@ -108,7 +108,7 @@ def test_models() -> None:
     with_server(test, others=[PlantedModel(name="other")])
 
 
-def test_many_at_once_and_a_live_session_beside_them() -> None:
+def test_many_at_once() -> None:
     async def main() -> None:
         async with serving() as server:
             api = AsyncOpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0)

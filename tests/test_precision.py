@@ -114,7 +114,8 @@ def test_choices(tiny_model_dir: Path) -> None:
     window = np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
     expected = AcousticModel.load(tiny_model_dir, "cpu", "float32").emit([window])[0]
     found = AcousticModel.load(tiny_model_dir, "cpu").emit([window])[0]
-    np.testing.assert_allclose(found, expected, atol=1e-3)
+    is_narrow = choose_dtype("auto", torch.device("cpu")) == torch.bfloat16
+    np.testing.assert_allclose(found, expected, atol=0.1 * float(np.abs(expected).max()) if is_narrow else 1e-3)
 
 
 def test_a_processor_without_the_instructions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,7 @@ class Realtime(Dialect):
         self.settings = Settings(model=model)
         self.n_events = self.n_items = 0
         self.committed_s = 0.0  # audio up to the last commit or clear
+        self.told_s = 0.0  # audio that has been accounted for
         self.last_item: str | None = None  # the last that was committed
         self.turns = deque([self.new_turn()])  # the oldest first; flushes that wait part them
         self.is_changing = False  # the stream ends, to begin anew with other settings
@@ -98,6 +99,8 @@ class Realtime(Dialect):
     def obey(self, event: Mapping[str, Any]) -> list[Item]:
         """What the scheduler shall do. Raises SettingsError."""
         kind = event.get("type")
+        if not isinstance(kind, str):
+            raise SettingsError("type", f"expected the name of an event. Found: {shown(kind)}")
         if kind == "input_audio_buffer.append":
             return self.append(event.get("audio"))
         if kind == "input_audio_buffer.commit":
@@ -264,8 +267,9 @@ class Realtime(Dialect):
             item_id=turn.item_id,
             content_index=0,
             transcript=turn.deltas.text,
-            usage={"type": "duration", "seconds": round(self.accepted_s, 3)},
+            usage={"type": "duration", "seconds": round(self.accepted_s - self.told_s, 3)},
         )
+        self.told_s = self.accepted_s
 
     def shown_session(self) -> Message:
         return self.settings.shown(f"sess_{self.session_id[:16]}", self.is_beta)

@@ -164,7 +164,7 @@ def flattened(session: Mapping[str, Any]) -> Mapping[str, Any]:
     found = {ours: session[theirs] for theirs, ours in names.items() if theirs in session}
     name = session.get("input_audio_format")
     if name is not None:
-        if name not in BETA_FORMATS:
+        if not isinstance(name, str) or name not in BETA_FORMATS:
             raise SettingsError("input_audio_format", f"expected {', '.join(BETA_FORMATS)}. Found: {shown(name)}")
         found["format"] = {"type": BETA_FORMATS[name]}
     return found
@@ -196,7 +196,7 @@ def parse_detection(value: object, before: Mapping[str, Any]) -> Mapping[str, An
     kind = given.get("type", "server_vad")
     if kind == "semantic_vad":
         eagerness = given.get("eagerness") or "auto"
-        if eagerness not in PATIENCE_MS:
+        if not isinstance(eagerness, str) or eagerness not in PATIENCE_MS:
             raise SettingsError(
                 f"{name}.eagerness", f"expected {', '.join(PATIENCE_MS)}. Found: {shown(given['eagerness'])}"
             )

@@ -19,6 +19,7 @@ from core.tokenizer import Wav2Vec2Tokenizer
 from core.training.arguments import weighted
 from core.training.augment import Augment, telephone
 from core.training.command import main
+from core.training.consistency import choose_window, weights, window_divergence
 from core.training.corpus import Clip, Corpus, Speech, load_manifest, spoken_form
 from core.training.distil import distil
 from core.training.evaluate import evaluate
@@ -264,6 +265,43 @@ def test_fine_tuning_lowers_the_loss_and_heads_can_go_first(
     finetune(model, corpus(manifest), RunConfig(tmp_path / "all", 20, 3e-3, warmup=1))
     assert not torch.equal(model.wav2vec2.feature_extractor.conv_layers[0].conv.weight, extractor)
     assert training_loss(model, batch).item() < before
+
+
+def test_windows_learn_to_read_as_the_whole(tiny_model_dir: Path) -> None:
+    torch.manual_seed(0)
+    model = tiny(tiny_model_dir).eval()
+    samples = 0.1 * torch.randn(2, 5 * 16_000)
+
+    def divergence(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        features = model.wav2vec2.feature_extractor(samples).transpose(1, 2)
+        hidden = model.wav2vec2.feature_projection(features)[0]
+        logits = model(samples).logits
+        return window_divergence(model, hidden, logits, hidden.shape[1])
+
+    def mean() -> float:
+        with torch.no_grad():
+            return sum(float(divergence(seed)) for seed in range(8)) / 8
+
+    before = mean()
+    assert before > 0
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    for seed in range(100, 130):
+        optimizer.zero_grad()
+        divergence(seed).backward()
+        optimizer.step()
+    assert mean() < 0.7 * before
+
+
+def test_windows_are_those_of_streams() -> None:
+    torch.manual_seed(0)
+    assert choose_window(60) is None
+    windows = [choose_window(400) for _ in range(300)]
+    assert 60 < sum(window is not None and window[0] == 0 for window in windows) < 140
+    for start, end in (window for window in windows if window is not None):
+        assert 0 <= start < end <= 400 and 50 <= end - start <= 300
+        weight = weights(start, end, 400)
+        assert (weight[0] == 0) == (start > 0) and (weight[-1] == 0) == (end < 400) and weight.max() > 0.9
 
 
 def steps_of(folder: Path) -> list[int]:

@@ -97,6 +97,13 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--mask-time", type=float, metavar="P", help="share of frames to mask; default: the model's")
     command.add_argument("--mask-feature", type=float, metavar="P", help="share of channels to mask")
     command.add_argument("--teacher", metavar="BIN", help="stage B: the Whisper whose last states are kept at first")
+    command.add_argument(
+        "--consistency",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of the steps in which windows shall read as the whole does, 0 to 1; default: %(default)s",
+    )
     command.add_argument("--teach-steps", type=int, default=500, metavar="N", help="how long; default: %(default)s")
     command.add_argument(
         "--encoder-rate", type=float, default=0.7, metavar="SHARE", help="of the learning rate; default: %(default)s"

@@ -148,6 +148,8 @@ def run_finetune(args: argparse.Namespace) -> int:
         config = replace(config, mask_feature_prob=args.mask_feature)
     # A pre-trained encoder comes without a head.
     model = load_model(Wav2Vec2ForCTC, directory, config=config, allow_missing=("lm_head.",)).to(device)
+    if not 0 <= args.consistency <= 1:
+        raise ValueError(f"--consistency must be from 0 to 1. Found: {args.consistency}")
     corpus = Corpus(load_clips(args.manifest), tokenizer, make_augment(args.noise), args.batch_s, args.seed)
     word_error_rate = None
     if args.validate:
@@ -160,7 +162,7 @@ def run_finetune(args: argparse.Namespace) -> int:
         print(f"before: WER {100 * word_error_rate():.2f} %")
     teaching = Teaching(load_teacher(args.teacher)[0].to(device), args.teach_steps) if args.teacher else None
     run = replace(run_config(args), encoder_rate=args.encoder_rate)
-    finetune(model, corpus, run, args.head_steps, word_error_rate, teaching, args.workers)
+    finetune(model, corpus, run, args.head_steps, word_error_rate, teaching, args.workers, args.consistency)
     save(model, tokenizer, args.output)
     if (directory / FOLDER).is_dir() and directory.resolve() != args.output.resolve():
         shutil.copytree(directory / FOLDER, args.output / FOLDER, dirs_exist_ok=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from core.training.consistency import window_divergence
 from core.training.corpus import Batch, Corpus
 from core.training.run import Run, RunConfig
 from core.training.whisper import FRAME_SHIFT, WhisperEncoder
@@ -45,17 +46,25 @@ def training_loss(
     is_mixed: bool = True,
     teacher: WhisperEncoder | None = None,
     teacher_weight: float = 0.0,
+    is_cut: bool = False,
 ) -> Tensor:
-    """CTC, and the distance to the teacher's states."""
+    """CTC, the distance to the teacher's states, and with `is_cut` that of a window's frames from the whole's."""
     device = model.device
     samples, mask = batch.input_values.to(device), batch.attention_mask.to(device)
+    projected: list[Tensor] = []
+    projection = model.wav2vec2.feature_projection
+    hook = projection.register_forward_hook(lambda _, __, output: projected.append(output[0]))
     with torch.autocast(device.type, torch.bfloat16, enabled=is_mixed):
         with torch.set_grad_enabled(not is_head_only):
             states = model.wav2vec2(samples, mask).last_hidden_state
+        hook.remove()
         logits = model.lm_head(model.dropout(states)).float()
         loss = model.ctc_loss(logits, batch.labels.to(device), mask)
         if teacher is not None and teacher_weight > 0:
             loss = loss + teacher_weight * state_error(teacher, samples, states, model.wav2vec2.frame_mask(mask))
+        if is_cut:
+            n_frames = int(model.wav2vec2.frame_mask(mask).sum(1).min())
+            loss = loss + window_divergence(model, projected[0], logits, n_frames)
     return loss
 
 
@@ -67,6 +76,7 @@ def finetune(
     word_error_rate: Callable[[], float] | None = None,
     teaching: Teaching | None = None,
     n_workers: int = 1,
+    consistency: float = 0.0,
 ) -> None:
     """Trains `model` on the corpus.
 
@@ -74,6 +84,7 @@ def finetune(
         head_steps: so many first steps move the head alone.
         word_error_rate: of the model on a set for validation, measured and logged with every checkpoint.
         n_workers: threads that make batches ahead.
+        consistency: share of the steps that also hold a window's frames against the whole's.
     """
     run = Run(model, config, ["wer"])
     model.train()
@@ -81,8 +92,10 @@ def finetune(
         if run.is_done:
             break
         is_head_only = run.step_count < head_steps
-        taught = (teaching.teacher, teaching.weight(run.step_count)) if teaching else ()
-        run.step(training_loss(model, batch, is_head_only, config.is_mixed, *taught), batch.seconds)
+        teacher, weight = (teaching.teacher, teaching.weight(run.step_count)) if teaching else (None, 0.0)
+        is_cut = consistency > 0 and not is_head_only and float(torch.rand(())) < consistency
+        loss = training_loss(model, batch, is_head_only, config.is_mixed, teacher, weight, is_cut)
+        run.step(loss, batch.seconds)
         scores = {}
         if word_error_rate and run.is_due(config.save_every):
             scores["wer"] = word_error_rate()

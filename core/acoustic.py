@@ -1,7 +1,7 @@
 """The acoustic model behind the engine: windows of samples in, CTC log-probabilities out.
 
 Stateless: one model serves every stream. Windows of equal length run as one batch; lengths are never
-padded to each other, because zeros change what a group-norm model hears.
+padded to each other, because zeros change what a group-norm model hears. `emit` is `emit_features` of `features`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from core.audio import Samples
 from core.checkpoint import load_model, resolve
@@ -24,6 +26,8 @@ from core.tokenizer import Wav2Vec2Tokenizer
 from core.wav2vec2 import Wav2Vec2ForCTC
 
 logger = logging.getLogger(__name__)
+
+Features = NDArray[np.float32]  # (n_frames, hidden), what the encoder is given
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 MAX_BATCH_SAMPLES = 16_000 * 600  # one call's worth of audio; more is split, so memory stays bounded
@@ -82,6 +86,9 @@ class AcousticModel:
         self.hop = config.hop
         self.receptive_field = config.receptive_field
         self.alphabet = alphabet_of(tokenizer, config.vocab_size)
+        # Numbers a frame of its features, where these depend on its receptive field alone, whatever the window.
+        is_local = config.feat_extract_norm == "layer" and not tokenizer.do_normalize
+        self.n_local_features = config.hidden_size if is_local else 0
         # Networks are surer than they are right: a word's confidence is its letters' probability to this power.
         self.confidence_exponent = float(config.extra.get("confidence_exponent", 1.0))
 
@@ -125,21 +132,33 @@ class AcousticModel:
 
         Windows shorter than one frame are padded with silence to one frame.
         """
+        short = self.receptive_field
+        padded = [np.pad(window, (0, short - len(window))) if len(window) < short else window for window in windows]
+        return self.in_batches(self.model.log_probs, padded, MAX_BATCH_SAMPLES)
+
+    def features(self, windows: Sequence[Samples]) -> list[Features]:
+        """What the encoder is given of each window, of one frame at least."""
+        return self.in_batches(self.model.embed, windows, MAX_BATCH_SAMPLES)
+
+    def emit_features(self, features: Sequence[Features]) -> list[LogProbs]:
+        """Log-probabilities of windows whose features are known."""
+        return self.in_batches(self.model.log_probs_of, features, MAX_BATCH_SAMPLES // self.hop)
+
+    def in_batches(
+        self, run: Callable[[Tensor], Tensor], arrays: Sequence[NDArray[np.float32]], most: int
+    ) -> list[NDArray[np.float32]]:
+        """`run` of each array, those of one length together, `most` rows at a time."""
         groups: dict[int, list[int]] = defaultdict(list)
-        for i, window in enumerate(windows):
-            groups[max(len(window), self.receptive_field)].append(i)
-        results: list[LogProbs | None] = [None] * len(windows)
+        for i, array in enumerate(arrays):
+            groups[len(array)].append(i)
+        results: dict[int, NDArray[np.float32]] = {}
         for length, members in groups.items():
-            per_call = max(1, MAX_BATCH_SAMPLES // length)
+            per_call = max(1, most // length)
             for first in range(0, len(members), per_call):
                 part = members[first : first + per_call]
-                batch = np.zeros((len(part), length), np.float32)
-                for row, i in enumerate(part):
-                    batch[row, : len(windows[i])] = windows[i]
-                log_probs = self.model.log_probs(torch.from_numpy(batch).to(self.model.device)).cpu().numpy()
-                for row, i in enumerate(part):
-                    results[i] = log_probs[row]
-        return [result for result in results if result is not None]
+                batch = torch.from_numpy(np.stack([arrays[i] for i in part]))
+                results.update(zip(part, run(batch.to(self.model.device)).float().cpu().numpy(), strict=True))
+        return [results[i] for i in range(len(arrays))]
 
 
 def alphabet_of(tokenizer: Wav2Vec2Tokenizer, n_vocab: int) -> Alphabet:

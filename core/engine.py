@@ -25,6 +25,7 @@ from core.acoustic import AcousticModel
 from core.audio import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, Samples, check_samples, n_frames, n_samples_for, to_seconds
 from core.decoder import Decode, GreedyDecoder, WordSpan
 from core.endpoint import EndpointConfig, find_endpoint
+from core.feature_cache import Window, read_features
 from core.ring_buffer import RingBuffer
 from core.stitcher import MARGIN, Emission, LogProbs, StitchedFrames, empty, stitch
 from core.transcript import Event, Gap, Transcript, Word, make_transcript
@@ -130,12 +131,21 @@ def no_words(log_probs: LogProbs, start_frame: int, is_draft: bool = False) -> l
 class Stream:
     """All that one stream remembers. Push samples, step the engine, read its events."""
 
-    def __init__(self, config: StreamConfig, n_vocab: int, normalises: bool = False, decode: Decode = no_words) -> None:
+    def __init__(
+        self,
+        config: StreamConfig,
+        n_vocab: int,
+        normalises: bool = False,
+        decode: Decode = no_words,
+        n_features: int = 0,
+    ) -> None:
+        """`n_features`: numbers a frame that are kept of what the model made of it before its encoder; 0 keeps none."""
         self.config = config
         self.decode = decode
         self.shows_partials = True  # False saves decoding them, where no word could be committed by one
         segment = config.endpoint.max_length + config.window + config.context
         self.buffer = RingBuffer(n_samples_for(segment + config.context + config.backlog))
+        self.features = RingBuffer(segment + config.context, 32, n_features) if n_features else None
         self.frames = empty(0, n_vocab)  # of the running segment, up to the last step that could end it
         self.shown = self.frames  # the same, and the steps since that only show partials
         self.shows_all = True  # False leaves those out
@@ -257,7 +267,8 @@ class Engine:
         """A stream; `decode` instead of the engine's way from frames to words, for its own hot words say."""
         n_vocab = len(self.alphabet.tokens)
         config = config or StreamConfig.preset("balanced")
-        return Stream(config, n_vocab, self.model.tokenizer.do_normalize, decode or self.decode)
+        normalises = self.model.tokenizer.do_normalize
+        return Stream(config, n_vocab, normalises, decode or self.decode, self.model.n_local_features)
 
     def step(self, streams: Sequence[Stream]) -> list[list[Event]]:
         """Runs one window of every stream that is ready, as one batch.
@@ -266,11 +277,28 @@ class Engine:
             The events of each stream, in the order of `streams`; empty where it was not ready.
         """
         work = [(i, task) for i, stream in enumerate(streams) if (task := stream.next_pass()) is not None]
-        emitted = self.model.emit([self.window(streams[i], task) for i, task in work])
+        emitted = self.emit([(streams[i], task) for i, task in work])
         events: list[list[Event]] = [[] for _ in streams]
         for (i, task), log_probs in zip(work, emitted, strict=True):
             events[i] = self.apply(streams[i], task, log_probs)
         return events
+
+    def emit(self, work: Sequence[tuple[Stream, Pass]]) -> list[LogProbs]:
+        """What the model makes of the window of each pass, which are the next ones of different streams."""
+        results: dict[int, LogProbs] = {}
+        plain: dict[int, Samples] = {}
+        cached: dict[int, Window] = {}
+        for i, (stream, task) in enumerate(work):
+            if stream.features is None or task.end_sample - task.start_sample < RECEPTIVE_FIELD:
+                plain[i] = self.window(stream, task)
+            else:
+                cached[i] = Window(stream.buffer, stream.features, task.start_sample, task.end_sample)
+        if plain:
+            results |= zip(plain, self.model.emit(list(plain.values())), strict=True)
+        if cached:
+            features = read_features(self.model, list(cached.values()))
+            results |= zip(cached, self.model.emit_features(features), strict=True)
+        return [results[i] for i in range(len(work))]
 
     def apply(self, stream: Stream, task: Pass, log_probs: LogProbs) -> list[Event]:
         """Takes in what the model made of the window of `task`, which is the stream's next pass."""
@@ -418,6 +446,8 @@ class Engine:
         config, frames = stream.config, stream.frames
         first = min(frames.start_frame - config.context, frames.stable_frame - config.left)
         stream.buffer.release(HOP * max(0, first))
+        if stream.features is not None:
+            stream.features.release(max(0, first))
 
     def transcribe_offline(
         self, samples: Samples, config: StreamConfig | None = None, decode: Decode | None = None

@@ -1,4 +1,4 @@
-"""A bounded buffer of samples addressed by their absolute index in the stream.
+"""A bounded buffer of samples, or of rows of features, addressed by their absolute index in the stream.
 
 `append` never refuses: where the reader has not released enough, the oldest samples are overwritten and
 the caller is told which, so that it can report the gap.
@@ -7,27 +7,27 @@ the caller is told which, so that it can report the gap.
 from __future__ import annotations
 
 import numpy as np
-
-from core.audio import Samples
+from numpy.typing import NDArray
 
 
 class RingBuffer:
     """Holds samples [start, end) of the stream; `end` counts all samples ever appended."""
 
-    def __init__(self, capacity: int, initial: int = 16_384) -> None:
+    def __init__(self, capacity: int, initial: int = 16_384, width: int | None = None) -> None:
         """`initial` samples are reserved at first; the rest, by doubling, when it is needed: ten thousand idle
-        streams must not hold a minute each."""
+        streams must not hold a minute each. With a `width` each "sample" is a row of so many numbers."""
         if capacity < 1 or initial < 1:
             raise ValueError(f"Expected a capacity of at least 1 sample. Found: {min(capacity, initial)}")
         self.capacity = capacity
         self.start = 0  # oldest sample still held
         self.end = 0  # one past the newest
-        self._ring = np.zeros(min(capacity, initial), dtype=np.float32)  # sample s lies at s % len
+        shape = () if width is None else (width,)
+        self._ring = np.zeros((min(capacity, initial), *shape), dtype=np.float32)  # sample s lies at s % len
 
     def __len__(self) -> int:
         return self.end - self.start
 
-    def append(self, samples: Samples) -> tuple[int, int]:
+    def append(self, samples: NDArray[np.float32]) -> tuple[int, int]:
         """Adds samples; returns the range [from, to) that was lost for want of room (empty: from == to)."""
         old_start, end = self.start, self.end + len(samples)
         start = max(old_start, end - self.capacity)
@@ -36,7 +36,7 @@ class RingBuffer:
         self.start, self.end = start, end
         return old_start, start
 
-    def read(self, start: int, end: int) -> Samples:
+    def read(self, start: int, end: int) -> NDArray[np.float32]:
         """A copy of samples [start, end).
 
         Raises:
@@ -53,6 +53,10 @@ class RingBuffer:
         """Gives up the samples before `start`."""
         self.start = max(self.start, min(start, self.end))
 
+    def restart(self, start: int) -> None:
+        """Forgets everything; what is appended next begins at `start`."""
+        self.start = self.end = start
+
     def _reserve(self, n: int) -> None:
         """Makes room for `n` samples in all, `n` at most `capacity`."""
         size = len(self._ring)
@@ -61,10 +65,10 @@ class RingBuffer:
         while size < n:
             size *= 2
         held = self.read(self.start, self.end)
-        self._ring = np.zeros(min(size, self.capacity), dtype=np.float32)
+        self._ring = np.zeros((min(size, self.capacity), *self._ring.shape[1:]), dtype=np.float32)
         self._write(self.start, held)
 
-    def _write(self, start: int, samples: Samples) -> None:
+    def _write(self, start: int, samples: NDArray[np.float32]) -> None:
         """Puts samples at [start, start + n), around the end of the ring; they fit."""
         first = start % len(self._ring)
         head = min(len(samples), len(self._ring) - first)

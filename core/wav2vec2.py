@@ -329,6 +329,14 @@ class Wav2Vec2Model(PreTrainedModel):
         n_frames = torch.tensor([self.config.n_frames(int(n)) for n in n_samples], device=n_samples.device)
         return torch.arange(n_total, device=n_samples.device)[None] < n_frames[:, None]
 
+    def embed(self, input_values: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, sample) to hidden states (batch, frame, hidden) before the encoder, and normalised features.
+
+        With layer norm those of a frame depend on its receptive field alone.
+        """
+        hidden, normed = self.feature_projection(self.feature_extractor(input_values).transpose(1, 2))
+        return hidden, normed
+
     def mask_hidden(self, hidden: Tensor, mask_time_indices: Tensor | None, frames: Tensor | None) -> Tensor:
         """SpecAugment on projected features (training only), or the given mask (pre-training)."""
         config = self.config
@@ -382,9 +390,8 @@ class Wav2Vec2Model(PreTrainedModel):
                 f"Expected at least {self.config.receptive_field} samples, the receptive field of one frame. "
                 f"Found: {input_values.shape[1]}"
             )
-        features = self.feature_extractor(input_values).transpose(1, 2)
         frames = None if attention_mask is None else self.frame_mask(attention_mask)
-        hidden, normed = self.feature_projection(features)
+        hidden, normed = self.embed(input_values)
         hidden = self.mask_hidden(hidden, mask_time_indices, frames)
         hidden, states, weights = self.encoder(hidden, frames, output_attentions, output_hidden_states)
         if return_dict:
@@ -454,3 +461,14 @@ class Wav2Vec2ForCTC(PreTrainedModel):
         """(batch, frame, vocab) float32 log-probabilities, whatever the dtype of the weights."""
         output = self(input_values.to(self.dtype), attention_mask)
         return F.log_softmax(output.logits, -1, dtype=torch.float32)
+
+    @torch.inference_mode()
+    def embed(self, input_values: Tensor) -> Tensor:
+        """The first half of `log_probs`: (batch, sample) to hidden states (batch, frame, hidden)."""
+        return self.wav2vec2.embed(input_values.to(self.dtype))[0]
+
+    @torch.inference_mode()
+    def log_probs_of(self, hidden: Tensor) -> Tensor:
+        """The second half of `log_probs`: hidden states of `embed` to (batch, frame, vocab)."""
+        hidden, _, _ = self.wav2vec2.encoder(hidden.to(self.dtype))
+        return F.log_softmax(self.lm_head(hidden), -1, dtype=torch.float32)

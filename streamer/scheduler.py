@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.audio import FRAMES_PER_SECOND, SAMPLE_RATE, Samples
+from core.audio import FRAMES_PER_SECOND, SAMPLE_RATE
 from core.decoder import Decode
 from core.engine import Engine, Pass, StreamConfig
 from core.transcript import Event
@@ -349,23 +349,18 @@ class Scheduler:
 
     def step(self, batch: Sequence[Job]) -> list[tuple[Job, Pass, list[Event]]]:
         """One batched step. Where it fails, each window is tried alone, and only streams that fail are given up."""
-        windows: list[tuple[Job, Pass, Samples]] = []
-        for job in batch:
-            assert job.task is not None
-            try:
-                windows.append((job, job.task, job.engine.window(job.stream, job.task)))
-            except Exception:
-                self.give_up(job)
+        work = [(job, job.task) for job in batch if job.task is not None]
+        engine = batch[0].engine
         try:
-            emitted = batch[0].engine.model.emit([samples for _, _, samples in windows])
+            emitted = engine.emit([(job.stream, task) for job, task in work])
         except Exception:
             logger.exception("a batch of %d failed; trying its streams one by one", len(batch))
             emitted = []
         results = []
-        for i, (job, task, samples) in enumerate(windows):
+        for i, (job, task) in enumerate(work):
             try:
-                log_probs = emitted[i] if emitted else job.engine.model.emit([samples])[0]
-                results.append((job, task, job.engine.apply(job.stream, task, log_probs)))
+                log_probs = emitted[i] if emitted else engine.emit([(job.stream, task)])[0]
+                results.append((job, task, engine.apply(job.stream, task, log_probs)))
             except Exception:
                 self.give_up(job)
         return results

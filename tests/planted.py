@@ -50,6 +50,7 @@ class PlantedModel:
     receptive_field: int = RECEPTIVE_FIELD
     name: str = "planted"
     confidence_exponent: float = 1.0
+    n_local_features: int = 0
     alphabet: Alphabet = ALPHABET
     tokenizer: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(do_normalize=False))
 

@@ -122,7 +122,7 @@ def test_who_reads_nothing_loses_the_place(protocol: str, monkeypatch: pytest.Mo
             await loop.sock_sendall(client, beginning)
             flooding = asyncio.create_task(loop.sock_sendall(client, flood * 200_000))
             async with asyncio.timeout(60):
-                while not any(live.job for live in server.hub.live.values()):
+                while b"streamer_sessions_started_total 1.0" not in server.hub.metrics.text():
                     await asyncio.sleep(0.01)
                 while server.hub.live or server.server.server_state.connections:
                     await asyncio.sleep(0.01)

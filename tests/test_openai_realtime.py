@@ -18,7 +18,7 @@ from openai import AsyncOpenAI
 from planted import plant
 from serving import Serving, serving
 from websockets.asyncio.client import connect
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
 from core.audio import HOP, encode_pcm16
 from streamer.auth import Access
@@ -233,6 +233,27 @@ def test_access_and_subprotocols() -> None:
                 await connection.send("no json")
                 assert json.loads(await connection.recv())["error"]["code"] == "invalid_json"
             await gone(server)
+
+    asyncio.run(main())
+
+
+def test_too_large_a_message_and_a_client_that_vanishes() -> None:
+    async def main() -> None:
+        async with serving() as server:
+            url = f"ws://127.0.0.1:{server.port}/v1/realtime?intent=transcription"
+            append = {"type": "input_audio_buffer.append", "audio": base64.b64encode(bytes(15 << 20)).decode()}
+            async with connect(url, max_size=None) as connection:
+                await connection.send(json.dumps({**append, "audio": append["audio"] * 2}))
+                with pytest.raises(ConnectionClosedError, match="1009"):
+                    while True:
+                        await connection.recv()
+            await gone(server)
+            async with connect(url) as connection:
+                await connection.send(json.dumps({"type": "input_audio_buffer.append", "audio": "AAAA" * 4000}))
+                connection.transport.abort()
+            await gone(server)
+            async with connect(url) as connection:
+                assert json.loads(await connection.recv())["type"] == "session.created"
 
     asyncio.run(main())
 

@@ -85,7 +85,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def handle_connect(self, event: Request) -> None:
         path = unquote(event.path.partition("?")[0])
-        self.conn.max_message_size = self.message_bytes.get(path, self.config.ws_max_size)
+        limit = "max_message_size" if hasattr(self.conn, "max_message_size") else "max_size"  # websockets before 16
+        setattr(self.conn, limit, self.message_bytes.get(path, self.config.ws_max_size))
         super().handle_connect(event)
 
     async def run_asgi(self) -> None:

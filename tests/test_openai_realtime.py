@@ -243,8 +243,8 @@ def test_too_large_a_message_and_a_client_that_vanishes() -> None:
             url = f"ws://127.0.0.1:{server.port}/v1/realtime?intent=transcription"
             append = {"type": "input_audio_buffer.append", "audio": base64.b64encode(bytes(15 << 20)).decode()}
             async with connect(url, max_size=None) as connection:
-                await connection.send(json.dumps({**append, "audio": append["audio"] * 2}))
                 with pytest.raises(ConnectionClosedError, match="1009"):
+                    await connection.send(json.dumps({**append, "audio": append["audio"] * 2}))
                     while True:
                         await connection.recv()
             await gone(server)

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str]) -> int:
     """Runs `streamer bench ARGUMENTS`; returns its exit code."""
-    from streamer.bench import agreement, capacity, latency, speed, stitch, wer
+    from streamer.bench import agreement, capacity, latency, mic, speed, stitch, wer
     from streamer.cli import Parser, add_model_options
 
     parser = Parser("streamer bench", description="Measure accuracy, latency, speed and memory.")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="wer|latency|capacity|stitch|speed|precision"
+        dest="command", required=True, metavar="wer|latency|mic|capacity|stitch|speed|precision"
     )
     accuracy = commands.add_parser("wer", help="word error rate, processor time and memory on sets with transcripts")
     wer.add_arguments(accuracy)
@@ -29,6 +29,9 @@ def main(arguments: Sequence[str]) -> int:
     delay = commands.add_parser("latency", help="when words are shown in real time, and what changes after")
     latency.add_arguments(delay)
     add_model_options(delay, has_latency=False)
+    ears = commands.add_parser("mic", help="when words are on the screen after they sounded (PulseAudio or PipeWire)")
+    mic.add_arguments(ears)
+    add_model_options(ears)
     crowd = commands.add_parser("capacity", help="how many sessions one server holds in real time")
     capacity.add_arguments(crowd)
     add_model_options(crowd)
@@ -38,6 +41,8 @@ def main(arguments: Sequence[str]) -> int:
             return wer.run(args, accuracy)
         case "latency":
             return latency.run(args, delay)
+        case "mic":
+            return mic.run(args)
         case "capacity":
             return capacity.run(args)
         case "stitch":

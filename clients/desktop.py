@@ -97,10 +97,10 @@ class Clipboard:
             import pyperclip
         except ImportError as e:
             raise DesktopError("--clipboard needs the extra `desktop`: pip install 'streamer[desktop]'") from e
-        self._copy: Callable[[str], None] = pyperclip.copy
+        self._copy: Callable[[str], None] = pyperclip.determine_clipboard()[0]
         self._errors: type[Exception] = pyperclip.PyperclipException
         self._lines: list[str] = []
-        if not pyperclip.is_available():
+        if not self._copy:  # what stands for no clipboard is false
             raise DesktopError("--clipboard finds none; install xclip (X11) or wl-clipboard (Wayland)")
 
     def event(self, event: Event) -> None:

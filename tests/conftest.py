@@ -1,7 +1,11 @@
-"""A tiny random checkpoint in hub layout, and the real ones where they are."""
+"""A tiny random checkpoint in hub layout, the real ones where they are, and a display."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,3 +49,21 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sample() -> Path:
     """The real speech that ships with the package."""
     return ASSETS / "sample.wav"
+
+
+@pytest.fixture(scope="session")
+def display() -> Iterator[str]:
+    """The name of a virtual display, `:7`."""
+    pytest.importorskip("tkinter")
+    if shutil.which("Xvfb") is None:
+        pytest.skip("Xvfb is not installed")
+    reader, writer = os.pipe()
+    command = ["Xvfb", "-displayfd", str(writer), "-screen", "0", "1280x720x24", "-nolisten", "tcp"]
+    server = subprocess.Popen(command, pass_fds=[writer], stderr=subprocess.DEVNULL)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        number = file.readline().strip()
+    assert number, "the display does not start"
+    yield f":{number}"
+    server.terminate()
+    server.wait()

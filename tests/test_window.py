@@ -13,29 +13,11 @@ import pytest
 from test_console import said
 
 from clients.controls import Status
-from clients.desktop import Typist, find_typist
+from clients.desktop import Clipboard, Typist, find_typist
 from clients.window import THEMES, Window, WindowError
 from core.transcript import Gap
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def display() -> Iterator[str]:
-    """The name of a virtual display, `:7`."""
-    pytest.importorskip("tkinter")
-    if shutil.which("Xvfb") is None:
-        pytest.skip("Xvfb is not installed")
-    reader, writer = os.pipe()
-    command = ["Xvfb", "-displayfd", str(writer), "-screen", "0", "1280x720x24", "-nolisten", "tcp"]
-    server = subprocess.Popen(command, pass_fds=[writer], stderr=subprocess.DEVNULL)
-    os.close(writer)
-    with os.fdopen(reader) as file:
-        number = file.readline().strip()
-    assert number, "the display does not start"
-    yield f":{number}"
-    server.terminate()
-    server.wait()
 
 
 @pytest.fixture
@@ -113,6 +95,22 @@ def test_words_are_typed_into_the_focused_window(window: Window) -> None:
         if len(entry.get()) >= 11:
             break
     assert entry.get() == "IT'S GIVEN "
+
+
+def test_finals_are_copied(display: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the X server's clipboard: another program gets the transcript so far."""
+    pytest.importorskip("pyperclip")
+    if shutil.which("xclip") is None:
+        pytest.skip("xclip is not installed")
+    monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    clipboard = Clipboard()
+    for n, text in enumerate(("IT'S GIVEN ME", "THE KEY")):
+        clipboard.event(said("NOT YET", 1, segment=n))
+        clipboard.event(said(text, 9, is_final=True, segment=n))
+    command = ["xclip", "-selection", "clipboard", "-o"]
+    pasted = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert pasted.stdout == "IT'S GIVEN ME\nTHE KEY"
 
 
 def test_screenshot(window: Window, tmp_path: Path) -> None:

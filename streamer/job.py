@@ -80,7 +80,7 @@ Deliver = Callable[[Sequence[Output]], None]
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """One stream in the scheduler. Only the scheduler's thread touches anything but the inbox."""
+    """One stream in the scheduler. Only the scheduler's threads touch anything but the inbox, one at a time."""
 
     engine: Engine
     stream: Stream
@@ -97,6 +97,7 @@ class Job:
     heard_due: float = 0.0  # `due` of that
     stepped_at: float = 0.0
     told_widened: bool = False
+    is_running: bool = False  # in a batch, and nobody else's
     is_over: bool = False
 
     @property

@@ -1,8 +1,12 @@
-"""The one thread that owns the models: it takes the streams that are ready, earliest deadline first, as batches.
+"""The threads that own the models: they take the streams that are ready, earliest deadline first, as batches.
 
-What a session hands over waits in its job's inbox and is applied to the stream by this thread alone, so
-that no stream is touched by two threads. Nothing is dropped: what the stream has no room for stays in the
-inbox, and its owner must stop reading when `Progress` falls behind (see `Session.is_behind`).
+What a session hands over waits in its job's inbox and is applied to the stream by these threads alone, each stream by
+one at a time: one of them feeds and chooses, and a job that is in a batch is nobody else's. Nothing is dropped: what
+the stream has no room for stays in the inbox, and its owner must stop reading when `Progress` falls behind (see
+`Session.is_behind`).
+
+On a processor several threads of one core each do more than one with all cores, whose products are too small to share;
+and while a final pass takes one of them, which may be half a second, the others show partials.
 
 A batch holds windows of one length and one model: padding would change what they say. When sessions that speak in
 real time get late, steps that only show partials are left out (the hop widens), and everybody is told; before
@@ -64,7 +68,8 @@ class Scheduler:
         others: more engines that jobs may name.
         max_batch: streams in one batch: more make the step longer, for all of them.
         clock: monotonic seconds.
-        on_step: is told of each batch, on the scheduler's thread.
+        on_step: is told of each batch, on the thread that ran it.
+        workers: threads that run batches at the same time.
     """
 
     def __init__(
@@ -74,28 +79,33 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
         on_step: Callable[[StepReport], None] | None = None,
         others: Sequence[Engine] = (),
+        workers: int = 1,
     ) -> None:
-        if max_batch < 1:
-            raise ValueError(f"Expected a batch of at least 1 stream. Found: {max_batch}")
+        if max_batch < 1 or workers < 1:
+            raise ValueError(f"Expected at least 1 stream in a batch and 1 worker. Found: {max_batch}, {workers}")
         self.engine = engine
         self.max_batch = max_batch
         self.clock = clock
         self.on_step = on_step
         self.jobs: dict[Job, None] = {}  # all that are open
-        self.active: dict[Job, None] = {}  # may have something to do
+        self.active: dict[Job, None] = {}  # may have something to do, and are in no batch
         self.costs = {one: Cost() for one in (engine, *others)}
         self.responses = Responses()
         self.is_widened = False
         self.widened_at = self.adapted_at = 0.0
+        self.n_workers = workers
+        self.n_finals = 0  # batches of final passes that run now
+        self.turn = threading.Lock()  # of the worker that feeds the streams and chooses among them
         self.wake = threading.Condition()
+        self.n_changes = 0  # a worker that found nothing to do waits for another
         self.warm = threading.Event()  # or broken
         self.has_run = False
-        self.thread: threading.Thread | None = None
+        self.threads: list[threading.Thread] = []
         self.is_closing = False
 
     @property
     def is_alive(self) -> bool:
-        return self.thread is not None and self.thread.is_alive()
+        return bool(self.threads) and all(thread.is_alive() for thread in self.threads)
 
     def start(self) -> None:
         """Returns when the model has run once: its first windows are slow, and tell nothing about the later ones.
@@ -104,19 +114,23 @@ class Scheduler:
             RuntimeError: it could not run them.
         """
         self.is_closing = False
-        self.thread = threading.Thread(target=self.run, name="scheduler", daemon=True)
-        self.thread.start()
+        self.threads = [
+            threading.Thread(target=self.run, args=(i == 0,), name=f"scheduler-{i}", daemon=True)
+            for i in range(self.n_workers)
+        ]
+        for thread in self.threads:
+            thread.start()
         self.warm.wait()
         if not self.has_run:
             raise RuntimeError("the model failed on its first windows; its error is in the log")
 
     def close(self) -> None:
-        """Ends the thread after its current batch; jobs that are left get no more answers."""
+        """Ends the threads after their current batches; jobs that are left get no more answers."""
         with self.wake:
             self.is_closing = True
-            self.wake.notify()
-        if self.thread is not None:
-            self.thread.join()
+            self.wake.notify_all()
+        for thread in self.threads:
+            thread.join()
 
     def open(
         self,
@@ -127,7 +141,7 @@ class Scheduler:
         wants_partials: bool = True,
         decode: Decode | None = None,
     ) -> Job:
-        """A new stream, or one a channel. `deliver` is called on the scheduler's thread and must only hand over.
+        """A new stream, or one a channel. `deliver` is called on a scheduler's thread and must only hand over.
 
         Args:
             channels: with more than one, samples are (n, channels) and outputs come as `OfChannel`.
@@ -158,8 +172,9 @@ class Scheduler:
                 for item in items:
                     is_split = not isinstance(item, Command) and item.ndim == 2
                     one.inbox.append((now, item[:, channel] if is_split else item))  # type: ignore[index]
-                self.active[one] = None
-            self.wake.notify()
+                if not one.is_running:
+                    self.active[one] = None
+            self.changed()
 
     def cancel(self, job: Job) -> None:
         """Forgets a job; from any thread. A batch that runs with it now is finished, and not delivered."""
@@ -169,6 +184,11 @@ class Scheduler:
                 one.inbox.clear()
                 self.active.pop(one, None)
                 self.jobs.pop(one, None)
+
+    def changed(self) -> None:
+        """There may be something to do. Under `wake`."""
+        self.n_changes += 1
+        self.wake.notify()
 
     def has_room(self, config: StreamConfig, engine: Engine | None = None, channels: int = 1) -> bool:
         """Whether one more session would leave 95 % of the steps of all done before the next hop of audio is there.
@@ -181,38 +201,47 @@ class Scheduler:
             if not busy:
                 return True
             cost = self.costs[engine or self.engine]
-            needed = self.utilisation(busy, shows_all=False) + channels * cost.utilisation(rate(config, False))
+            needed = (
+                self.utilisation(busy, shows_all=False)
+                + channels * cost.utilisation(rate(config, False)) / self.n_workers
+            )
             if cost.step_s(window_s(config), needed) > config.hop / FRAMES_PER_SECOND:
                 return False
             return self.responses.lateness(now) * (len(busy) + channels) <= len(busy)
 
     def utilisation(self, jobs: Sequence[Job], shows_all: bool) -> float:
-        """Share of the thread's time that these need in real time."""
+        """Share of the workers' time that these need in real time."""
         rates = ((job, rate(job.stream.config, shows_all and job.wants_partials)) for job in jobs)
-        return sum(self.costs[job.engine].utilisation(windows) for job, windows in rates)
+        return sum(self.costs[job.engine].utilisation(windows) for job, windows in rates) / self.n_workers
 
     def step_quantile_s(self, q: float) -> float:
         """Seconds from a step's audio to its result, of the last ten seconds' steps in real time; from any thread."""
         with self.wake:
             return self.responses.quantile_s(q, self.clock())
 
-    def run(self) -> None:
+    def run(self, is_first: bool) -> None:
         try:
-            try:
-                self.warm_up()
-                self.has_run = True
-            finally:
-                self.warm.set()
+            if is_first:
+                try:
+                    self.warm_up()
+                    self.has_run = True
+                finally:
+                    self.warm.set()
+            self.warm.wait()
             while True:
                 with self.wake:
-                    while not self.active and not self.is_closing:
-                        self.wake.wait()
-                    if self.is_closing:
+                    if self.is_closing or not self.has_run:
                         return
-                self.run_once()
+                    seen = self.n_changes
+                if not self.run_once():
+                    with self.wake:
+                        self.wake.wait_for(lambda seen=seen: self.is_closing or self.n_changes != seen)  # type: ignore[misc]
         except BaseException:
             logger.exception("the scheduler died")
-            for job in list(self.active):
+            with self.wake:
+                self.is_closing = True
+                self.wake.notify_all()
+            for job in list(self.jobs):
                 self.fail(job, "internal", "the recogniser has stopped; reconnect later")
             raise
 
@@ -228,15 +257,41 @@ class Scheduler:
                 cost.add(n * window_s(config), self.clock() - began)
 
     def run_once(self) -> bool:
-        """Feeds the streams and runs one batch; False where nothing was ready."""
-        now = self.clock()
+        """Feeds the streams and runs one batch; False where nothing was ready, or only what must wait."""
+        with self.turn:
+            batch = self.take_batch(self.clock())
+        if not batch:
+            return False
+        is_final = is_final_pass(batch[0])
+        try:
+            self.run_batch(batch)
+        finally:
+            with self.wake:
+                self.n_finals -= is_final
+                for job in batch:
+                    job.is_running = False
+                    if not job.is_over:
+                        self.active[job] = None
+                self.changed()
+        return True
+
+    def take_batch(self, now: float) -> list[Job]:
+        """Feeds the streams; the jobs to run now, which no other worker sees until they are given back."""
         with self.wake:
             jobs = list(self.active)
             self.adapt(now)
         ready = [job for job in jobs if self.feed(job, now)]
-        if not ready:
-            return False
-        batch = self.choose(ready)
+        with self.wake:
+            batch = self.choose(ready) if ready else []
+            self.n_finals += bool(batch) and is_final_pass(batch[0])
+            for job in batch:
+                job.is_running = True
+                self.active.pop(job, None)
+            if batch and len(batch) < len(ready):
+                self.changed()  # for another worker
+        return batch
+
+    def run_batch(self, batch: Sequence[Job]) -> None:
         began = self.clock()
         results = self.step(batch)
         done = self.clock()
@@ -260,7 +315,6 @@ class Scheduler:
         if self.on_step is not None:
             delay_s = max(0.0, began - min((job.due for job in batch), default=began))
             self.on_step(StepReport(len(batch), done - began, delay_s))
-        return True
 
     def adapt(self, now: float) -> None:
         """Widens the hop when 95 % of the steps are not done long before the next is due, or will not be."""
@@ -275,14 +329,22 @@ class Scheduler:
             self.is_widened = False
 
     def choose(self, ready: Sequence[Job]) -> list[Job]:
-        """The job with the earliest deadline, and those that can share its batch without making it long."""
+        """The job with the earliest deadline, and those that can share its batch without making it long.
+
+        One worker stays free of final passes, which may be long.
+        """
         queue = sorted(ready, key=lambda job: job.deadline)
+        if self.n_finals and self.n_finals >= self.n_workers - 1:
+            queue = [job for job in queue if not is_final_pass(job)]
+            if not queue:
+                return []
         first = queue[0]
         base, slope = self.costs[first.engine].line()
         seconds = first.window_samples / SAMPLE_RATE
         room_s = SHARE_OF_HOP * first.hop_s - base
         n = self.max_batch if slope == 0 else int(min(self.max_batch, max(1.0, room_s / (slope * seconds))))
-        return [job for job in queue if job.engine is first.engine and job.window_samples == first.window_samples][:n]
+        alike = (job for job in queue if job.engine is first.engine and job.window_samples == first.window_samples)
+        return [job for job in alike if is_final_pass(job) == is_final_pass(first)][:n]
 
     def feed(self, job: Job, now: float) -> bool:
         """Applies as much of the inbox as there is room for; True where a step would do something."""
@@ -381,3 +443,7 @@ class Scheduler:
     def fail(self, job: Job, code: str, message: str) -> None:
         self.send(job, [Failed(code, message)])
         self.cancel(job)
+
+
+def is_final_pass(job: Job) -> bool:
+    return job.task is not None and job.task.cut is not None

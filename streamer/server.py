@@ -67,9 +67,10 @@ class App:
         access: Access,
         limits: Limits,
         wyoming: socket.socket | None = None,
+        workers: int = 1,
     ) -> None:
         self.metrics = Metrics()
-        self.scheduler = Scheduler(engines[0], on_step=self.metrics.on_step, others=engines[1:])
+        self.scheduler = Scheduler(engines[0], on_step=self.metrics.on_step, others=engines[1:], workers=workers)
         self.metrics.watch(self.scheduler)
         self.defaults = defaults
         self.models = tuple(engine.model.name for engine in engines)
@@ -294,15 +295,17 @@ def create_app(
     limits: Limits | None = None,
     others: Sequence[Engine] = (),
     wyoming: socket.socket | None = None,
+    workers: int = 1,
 ) -> Starlette:
-    """The app; its startup begins the scheduler's thread, its shutdown drains all sessions.
+    """The app; its startup begins the scheduler's threads, its shutdown drains all sessions.
 
     Args:
         others: engines of more models, which a client may ask for by name.
         wyoming: where clients of Home Assistant's protocol connect.
+        workers: batches that run at the same time.
     """
     defaults = defaults or Start(model=engine.model.name)
-    handlers = App([engine, *others], defaults, access or Access(), limits or Limits(), wyoming)
+    handlers = App([engine, *others], defaults, access or Access(), limits or Limits(), wyoming, workers)
     app = Starlette(routes=handlers.routes(), lifespan=handlers.lifespan)
     app.state.hub = handlers.hub
     return app

@@ -381,3 +381,72 @@ def test_a_model_that_cannot_run_is_told_at_the_start(caplog: pytest.LogCaptureF
 def test_batch_must_hold_something() -> None:
     with pytest.raises(ValueError, match="at least 1 stream"):
         make(max_batch=0)
+
+
+def test_several_workers_give_each_stream_its_own_text_in_order() -> None:
+    texts = ["~".join("ABCDEFGH"[(i + j) % 8] * 3 for j in range(12)) for i in range(9)]
+
+    def run_all(workers: int) -> list[list[Output]]:
+        scheduler = Scheduler(Engine(PlantedModel()), max_batch=2, workers=workers)  # type: ignore[arg-type]
+        everything: list[list[Output]] = [[] for _ in texts]
+        over = [threading.Event() for _ in texts]
+
+        def deliver(i: int) -> Deliver:
+            def take(outputs: Sequence[Output]) -> None:
+                everything[i].extend(outputs)
+                if isinstance(outputs[-1], Finished):
+                    over[i].set()
+
+            return take
+
+        jobs = [scheduler.open(CONFIG, deliver(i)) for i in range(len(texts))]
+        scheduler.start()
+        parts = [np.array_split(plant(text), 30) for text in texts]
+        for k in range(30):
+            for job, pieces in zip(jobs, parts, strict=True):
+                scheduler.submit(job, [pieces[k], *([Command.FLUSH] if k == 15 else [])])
+        for job in jobs:
+            scheduler.submit(job, [Command.FINISH])
+        assert all(one.wait(60) for one in over)
+        scheduler.close()
+        assert not scheduler.is_alive and not scheduler.jobs
+        return everything
+
+    alone, together = run_all(1), run_all(3)
+    for expected, found in zip(alone, together, strict=True):
+        assert finals(found) == finals(expected)
+        kinds = [type(output) for output in found if isinstance(output, Flushed | Finished)]
+        assert kinds == [Flushed, Finished]
+        progress = [output.n_processed for output in found if isinstance(output, Progress)]
+        assert progress == sorted(progress)
+
+
+def test_one_worker_stays_free_of_final_passes() -> None:
+    is_at_final, may_end = threading.Event(), threading.Event()
+    shown = threading.Event()
+
+    class Slow(PlantedModel):
+        def emit(self, windows: Sequence[Samples]) -> list[np.ndarray]:
+            if max(map(len, windows)) > 100_000:  # a final pass of ten seconds
+                is_at_final.set()
+                assert may_end.wait(60)
+            return super().emit(windows)
+
+    scheduler = Scheduler(Engine(Slow()), workers=2)  # type: ignore[arg-type]
+    scheduler.start()
+    ended = [threading.Event(), threading.Event()]
+
+    def until(event: threading.Event, kind: type) -> Deliver:
+        return lambda outputs: event.set() if any(isinstance(output, kind) for output in outputs) else None
+
+    for i in range(2):
+        job = scheduler.open(CONFIG, until(ended[i], Finished))
+        scheduler.submit(job, [plant("ABCDEFGHIJ" * 16), Command.FINISH])
+    assert is_at_final.wait(60)
+    live = scheduler.open(CONFIG, until(shown, Transcript))
+    scheduler.submit(live, [plant("HELLO~~")])
+    assert shown.wait(60)  # while one final pass runs, and another waits
+    assert not any(one.is_set() for one in ended)
+    may_end.set()
+    assert all(one.wait(60) for one in ended)
+    scheduler.close()

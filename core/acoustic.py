@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 Features = NDArray[np.float32]  # (n_frames, hidden), what the encoder is given
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+SLOTS = 256  # streams of one latency whose windows a GPU holds, unless more are asked for
 MAX_BATCH_SAMPLES = 16_000 * 600  # one call's worth of audio; more is split, so memory stays bounded
 
 
@@ -89,6 +90,8 @@ class AcousticModel:
         # Numbers a frame of its features, where these depend on its receptive field alone, whatever the window.
         is_local = config.feat_extract_norm == "layer" and not tokenizer.do_normalize
         self.n_local_features = config.hidden_size if is_local else 0
+        # Streams whose windows may stay on the device (`core.slots`); without, every window is sent as a whole.
+        self.n_slots = SLOTS if self.model.device.type == "cuda" else 0
         # Networks are surer than they are right: a word's confidence is its letters' probability to this power.
         self.confidence_exponent = float(config.extra.get("confidence_exponent", 1.0))
 

@@ -14,9 +14,10 @@ The engine and the model hold no stream's state: it is all in `Stream`.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +28,16 @@ from core.decoder import Decode, GreedyDecoder, WordSpan
 from core.endpoint import EndpointConfig, find_endpoint
 from core.feature_cache import Window, read_features
 from core.ring_buffer import RingBuffer
+from core.silence import still_value
+from core.slots import Resident, Slot, Slots
 from core.stitcher import MARGIN, Emission, LogProbs, StitchedFrames, empty, stitch
 from core.transcript import Event, Gap, Transcript, Word, make_transcript
 
 LATENCIES = ("low", "balanced", "accurate")
 LEAD, TRAIL = 1, 2  # frames by which a word is wider than its spikes; against an independent aligner
 SETTLE = 250  # stable frames that are decoded again at each step
+MOST_SHAPES = 4  # of windows that slots are made for; streams with others have none
+MOST_STILL = 64  # windows without any change whose log-probabilities are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +122,15 @@ class Statistics:
         self.total += float(wide.sum())
         self.squares += float(wide @ wide)
 
-    def normalise(self, samples: Samples) -> Samples:
+    @property
+    def moments(self) -> tuple[float, np.float64]:
+        """Mean and deviation."""
         mean = self.total / self.n
-        variance = max(0.0, self.squares / self.n - mean * mean)
-        return np.asarray((samples - mean) / np.sqrt(variance + 1e-7), np.float32)
+        return mean, np.sqrt(np.float64(max(0.0, self.squares / self.n - mean * mean) + 1e-7))
+
+    def normalise(self, samples: Samples) -> Samples:
+        mean, deviation = self.moments
+        return np.asarray((samples - mean) / deviation, np.float32)
 
 
 def no_words(log_probs: LogProbs, start_frame: int, is_draft: bool = False) -> list[WordSpan]:
@@ -162,6 +172,7 @@ class Stream:
         self.is_finished = False
         self.statistics = Statistics() if normalises else None
         self.measured = 0  # samples that the statistics have seen
+        self.slot: Slot | None = None  # where the last window is on the device
 
     @property
     def n_processed(self) -> int:
@@ -262,13 +273,17 @@ class Engine:
         self.alphabet = model.alphabet
         self.is_letter = self.alphabet.is_letter()
         self.decode: Decode = decode or GreedyDecoder(self.alphabet)
+        self.slots: dict[tuple[int, int], Slots] = {}  # by window and hop
+        self.still = lru_cache(MOST_STILL)(self.emit_still)
+        self.n_still = 0  # samples of windows for which the model was not run
 
     def new_stream(self, config: StreamConfig | None = None, decode: Decode | None = None) -> Stream:
         """A stream; `decode` instead of the engine's way from frames to words, for its own hot words say."""
         n_vocab = len(self.alphabet.tokens)
         config = config or StreamConfig.preset("balanced")
         normalises = self.model.tokenizer.do_normalize
-        return Stream(config, n_vocab, normalises, decode or self.decode, self.model.n_local_features)
+        n_features = 0 if self.model.n_slots else self.model.n_local_features
+        return Stream(config, n_vocab, normalises, decode or self.decode, n_features)
 
     def step(self, streams: Sequence[Stream]) -> list[list[Event]]:
         """Runs one window of every stream that is ready, as one batch.
@@ -288,8 +303,18 @@ class Engine:
         results: dict[int, LogProbs] = {}
         plain: dict[int, Samples] = {}
         cached: dict[int, Window] = {}
+        resident: dict[Slots, dict[int, Resident]] = defaultdict(dict)
         for i, (stream, task) in enumerate(work):
-            if stream.features is None or task.end_sample - task.start_sample < RECEPTIVE_FIELD:
+            n = task.end_sample - task.start_sample
+            value = None if stream.statistics else still_value(stream.buffer, task.start_sample, task.end_sample)
+            if value is not None:
+                results[i] = self.still(value, n)
+                self.n_still += n
+            elif (slot := self.slot(stream, task)) is not None:
+                statistics = self.statistics(stream, task)
+                moments = (0.0, 1.0) if statistics is None else statistics.moments
+                resident[slot.slots][i] = Resident(slot, stream.buffer, task.start_sample, moments)
+            elif stream.features is None or n < RECEPTIVE_FIELD:
                 plain[i] = self.window(stream, task)
             else:
                 cached[i] = Window(stream.buffer, stream.features, task.start_sample, task.end_sample)
@@ -298,11 +323,36 @@ class Engine:
         if cached:
             features = read_features(self.model, list(cached.values()))
             results |= zip(cached, self.model.emit_features(features), strict=True)
+        for slots, windows in resident.items():
+            results |= zip(windows, slots.emit(list(windows.values())), strict=True)
         return [results[i] for i in range(len(work))]
+
+    def emit_still(self, value: float, n: int) -> LogProbs:
+        """What the model makes of a window of `n` samples that are all the same."""
+        log_probs = self.model.emit([np.full(n, value, np.float32)])[0]
+        log_probs.flags.writeable = False  # many streams are given it
+        return log_probs
+
+    def slot(self, stream: Stream, task: Pass) -> Slot | None:
+        """The stream's place on the device; None for windows of other lengths than a slot's, or where all are taken."""
+        shape = (stream.config.window, stream.config.hop)
+        is_whole = task.end_sample - task.start_sample == n_samples_for(stream.config.window)
+        if not self.model.n_slots or task.cut is not None or not is_whole:
+            return None
+        if stream.slot is None:
+            if shape not in self.slots and len(self.slots) < MOST_SHAPES:
+                self.slots[shape] = Slots(self.model, self.model.n_slots, *shape)
+            if shape in self.slots and self.slots[shape].free:
+                stream.slot = self.slots[shape].take(stream)
+        return stream.slot
 
     def apply(self, stream: Stream, task: Pass, log_probs: LogProbs) -> list[Event]:
         """Takes in what the model made of the window of `task`, which is the stream's next pass."""
-        return (self.advance if task.cut is None else self.finalize)(stream, task, log_probs)
+        events = (self.advance if task.cut is None else self.finalize)(stream, task, log_probs)
+        if stream.slot is not None and stream.is_finished and not stream.is_ready:
+            stream.slot.release()
+            stream.slot = None
+        return events
 
     def drain(self, stream: Stream) -> list[Event]:
         """Steps until the stream is not ready."""
@@ -314,19 +364,26 @@ class Engine:
     def window(self, stream: Stream, task: Pass) -> Samples:
         """The samples of a pass, normalised where the model wants it."""
         samples = stream.buffer.read(task.start_sample, task.end_sample)
-        statistics = stream.statistics
-        if statistics is None or not len(samples):
+        statistics = self.statistics(stream, task) if len(samples) else None
+        if statistics is None:
             return samples
+        if task.cut is not None:
+            statistics = Statistics()  # a final pass is normalised by itself, as an offline pass is
+            statistics.add(samples)
+        return statistics.normalise(samples)
+
+    def statistics(self, stream: Stream, task: Pass) -> Statistics | None:
+        """Of all that was heard up to the end of a pass, where the model wants them."""
+        statistics = stream.statistics
+        if statistics is None:
+            return None
         if task.cut is None and stream.stable_after(task) < stream.target:
             statistics = replace(statistics)  # a step that may be left out leaves no trace
             statistics.add(stream.buffer.read(stream.measured, task.end_sample))
         elif task.end_sample > stream.measured:
             statistics.add(stream.buffer.read(stream.measured, task.end_sample))
             stream.measured = task.end_sample
-        if task.cut is not None:
-            statistics = Statistics()  # a final pass is normalised by itself, as an offline pass is
-            statistics.add(samples)
-        return statistics.normalise(samples)
+        return statistics
 
     def advance(self, stream: Stream, task: Pass, log_probs: LogProbs) -> list[Event]:
         """Stitches a step's frames to the segment; perhaps a partial, perhaps an endpoint."""

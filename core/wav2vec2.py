@@ -205,11 +205,11 @@ class EncoderLayer(nn.Module):
         return self.final_layer_norm(x + self.feed_forward(x)), weights
 
 
-def sinusoids(n_frames: int, hidden_size: int) -> Tensor:
+def sinusoids(n_frames: int, hidden_size: int, device: torch.device | None = None) -> Tensor:
     """(frame, hidden): sines, then cosines, of wavelengths from 2π to 20000π frames (Vaswani et al. 2017)."""
     half = hidden_size // 2
-    rates = torch.exp(torch.arange(half) * (-math.log(10_000) / (half - 1)))
-    angles = torch.arange(n_frames)[:, None] * rates
+    rates = torch.exp(torch.arange(half, device=device) * (-math.log(10_000) / (half - 1)))
+    angles = torch.arange(n_frames, device=device)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
@@ -240,7 +240,7 @@ class Encoder(nn.Module):
             attention_mask = frame_mask[:, None, None, :]
         hidden = hidden + self.pos_conv_embed(hidden)
         if self.add_sinusoids:
-            hidden = hidden + sinusoids(*hidden.shape[1:]).to(hidden)
+            hidden = hidden + sinusoids(hidden.shape[1], hidden.shape[2], hidden.device).to(hidden.dtype)
         hidden = self.dropout(hidden if self.is_stable else self.layer_norm(hidden))
         states, weights = [hidden], []
         for layer in self.layers:

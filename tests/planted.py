@@ -51,6 +51,7 @@ class PlantedModel:
     name: str = "planted"
     confidence_exponent: float = 1.0
     n_local_features: int = 0
+    n_slots: int = 0
     alphabet: Alphabet = ALPHABET
     tokenizer: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(do_normalize=False))
 

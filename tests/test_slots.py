@@ -1,0 +1,245 @@
+"""Streams whose windows stay on the device say what they say without."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.acoustic import AcousticModel
+from core.audio import HOP, SAMPLE_RATE, Samples, n_samples_for
+from core.engine import Engine, Stream, StreamConfig
+from core.slots import Resident, Slots
+from core.tokenizer import Wav2Vec2Tokenizer
+from core.transcript import Event, Gap
+from core.wav2vec2 import Wav2Vec2ForCTC
+
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_CUDA])]
+CONFIG = StreamConfig(left=20, hop=10, right=5)
+KINDS = [("layer", False), ("layer", True), ("group", False), ("group", True)]
+
+
+def make(directory: Path, device: str, norm: str, normalises: bool, n_slots: int = 4) -> AcousticModel:
+    """A tiny model: with layer norm and input as it is rings hold features, else samples."""
+    tokenizer = Wav2Vec2Tokenizer.from_pretrained(directory)
+    tokenizer.do_normalize = normalises
+    plain = AcousticModel.load(directory, device, "float32")
+    network = plain.model
+    if norm == "group":
+        torch.manual_seed(0)
+        network = Wav2Vec2ForCTC(replace(plain.config, feat_extract_norm="group"))
+        with torch.no_grad():
+            network.lm_head.weight *= 40
+    model = AcousticModel(network.to(device), tokenizer)
+    model.n_slots = n_slots
+    return model
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: f"{kind[0]}-{'normalised' if kind[1] else 'raw'}")
+def model(request: pytest.FixtureRequest, device: str, tiny_model_dir: Path) -> AcousticModel:
+    return make(tiny_model_dir, device, *request.param)
+
+
+def speech(n: int, seed: int) -> Samples:
+    """Noise with pauses, some of them digital silence."""
+    random = np.random.default_rng(seed)
+    loud = np.repeat(random.choice([0.0, 0.001, 0.1], n // 8000 + 1), 8000)[:n]
+    return (random.normal(size=n) * loud).astype(np.float32)
+
+
+def plain(model: AcousticModel) -> Engine:
+    """An engine that sends every window as a whole."""
+    engine = Engine(model)
+    engine.slot = lambda stream, task: None  # type: ignore[method-assign]
+    return engine
+
+
+def listen(engine: Engine, config: StreamConfig, parts: Sequence[Samples]) -> list[Event]:
+    """The events of one stream that is flushed after each part."""
+    stream, events = engine.new_stream(config), list[Event]()
+    for part in parts:
+        stream.push(part)
+        stream.flush()
+    stream.finish()
+    return events + engine.drain(stream)
+
+
+def shuffle(engine: Engine, configs: Sequence[StreamConfig], heard: Sequence[Sequence[Samples]], seed: int) -> list:
+    """The same of several, in packets of any size, stepped in any order and any company."""
+    random = np.random.default_rng(seed)
+    streams = [engine.new_stream(config) for config in configs]
+    waiting = [[piece for part in parts for piece in (part, None)] for parts in heard]
+    events: list[list[Event]] = [[] for _ in streams]
+    while any(waiting) or any(stream.is_ready for stream in streams):
+        i = int(random.integers(len(streams)))
+        if waiting[i]:
+            piece = waiting[i].pop(0)
+            if piece is None:
+                streams[i].flush()
+                if not waiting[i]:
+                    streams[i].finish()
+            else:
+                n = int(random.integers(1, 9000))
+                streams[i].push(piece[:n])
+                if len(piece) > n:
+                    waiting[i].insert(0, piece[n:])
+        chosen = [j for j in random.permutation(len(streams)) if random.random() < 0.5]
+        for j, came in zip(chosen, engine.step([streams[j] for j in chosen]), strict=True):
+            events[j] += came
+    return events
+
+
+def said(events: Sequence[Event]) -> list[object]:
+    """All of it, confidences to three digits: their last digit may hang on the order of a sum."""
+    return [
+        event
+        if isinstance(event, Gap)
+        else replace(event, words=tuple(replace(word, confidence=round(word.confidence, 2)) for word in event.words))
+        for event in events
+    ]
+
+
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 1 << 32))
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("on", DEVICES)
+def test_events_are_those_without_slots(tiny_model_dir: Path, on: str, kind: tuple[str, bool], seed: int) -> None:
+    """More streams than slots, of two shapes, some of which end before others begin to have whole windows."""
+    model, random = make(tiny_model_dir, on, *kind, n_slots=2), np.random.default_rng(seed)
+    configs = [CONFIG, CONFIG, CONFIG, StreamConfig.preset("low"), CONFIG, CONFIG]
+    heard = []
+    for i in range(len(configs)):
+        samples = speech(int(random.integers(1000, 4 * SAMPLE_RATE)), seed + i)
+        cuts = sorted(random.integers(0, len(samples), int(random.integers(3))))
+        heard.append(np.split(samples, cuts))
+    engine, alone = Engine(model), plain(model)
+    found = shuffle(engine, configs, heard, seed)
+    for config, parts, events in zip(configs, heard, found, strict=True):
+        assert said(events) == said(listen(alone, config, parts))
+    assert all(sorted(slots.free) == [0, 1] for slots in engine.slots.values())
+
+
+def test_a_window_is_what_the_model_hears_alone(model: AcousticModel) -> None:
+    engine, reference = Engine(model), Engine(model)
+    stream, n_whole = engine.new_stream(CONFIG), 0
+    twin = reference.new_stream(CONFIG)
+    for packet in np.split(speech(6 * SAMPLE_RATE, 3) + 1e-3, 40):
+        stream.push(packet)
+        twin.push(packet)
+        while (task := stream.next_pass()) is not None:
+            n_whole += engine.slot(stream, task) is not None
+            expected = model.emit([reference.window(twin, task)])[0]
+            found = engine.emit([(stream, task)])[0]
+            if model.n_local_features or model.model.device.type == "cuda":
+                np.testing.assert_allclose(found, expected, atol=1e-4)
+            else:
+                np.testing.assert_array_equal(found, expected)
+            engine.apply(stream, task, found)
+            reference.apply(twin, task, expected)
+    assert n_whole > 20
+
+
+def test_only_what_is_new_is_sent(model: AcousticModel) -> None:
+    engine = Engine(model)
+    stream = engine.new_stream(CONFIG)
+    sent: list[int] = []
+    put, unit = Slots.put, (HOP if model.n_local_features else 1)
+
+    def counted(slots: Slots, samples: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        sent.append(samples.shape[1])
+        return put(slots, samples, places)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Slots, "put", counted)
+        stream.push(np.random.default_rng(0).normal(size=4 * SAMPLE_RATE).astype(np.float32) / 10)
+        engine.drain(stream)
+    overlap = n_samples_for(CONFIG.hop) - HOP * CONFIG.hop if unit == HOP else 0
+    assert sent[0] == n_samples_for(CONFIG.window) and len(sent) > 10
+    assert set(sent[1:]) == {HOP * CONFIG.hop + overlap}
+
+
+def test_a_slot_forgets_who_had_it(model: AcousticModel) -> None:
+    model.n_slots = 1
+    engine, alone = Engine(model), plain(model)
+    for seed in range(3):
+        parts = [speech(3 * SAMPLE_RATE, seed)]
+        assert said(listen(engine, CONFIG, parts)) == said(listen(alone, CONFIG, parts))
+        assert engine.slots[CONFIG.window, CONFIG.hop].free == [0]
+
+
+def test_a_stream_that_is_no_more_gives_its_slot_back(model: AcousticModel) -> None:
+    engine = Engine(model)
+    stream = engine.new_stream(CONFIG)
+    stream.push(speech(SAMPLE_RATE, 0) + 1e-3)
+    engine.drain(stream)
+    [slots] = engine.slots.values()
+    assert stream.slot is not None and len(slots.free) == slots.n - 1
+    del stream
+    gc.collect()
+    assert len(slots.free) == slots.n
+
+
+def test_no_more_than_there_are(model: AcousticModel) -> None:
+    slots = Slots(model, 2, CONFIG.window, CONFIG.hop)
+    streams = [Stream(CONFIG, 32) for _ in range(3)]
+    first, second = (slots.take(stream) for stream in streams[:2])
+    with pytest.raises(RuntimeError, match="Expected a free slot. Found: all 2 taken"):
+        slots.take(streams[2])
+    first.release()
+    first.release()
+    assert slots.take(streams[2]).index == first.index != second.index
+    with pytest.raises(ValueError, match="at least 1 slot, window and hop. Found: 0, 35 and 10"):
+        Slots(model, 0, CONFIG.window, CONFIG.hop)
+
+
+def test_batches_are_no_longer_than_memory_allows(model: AcousticModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.slots.MAX_BATCH_SAMPLES", 5 * n_samples_for(CONFIG.window))
+    slots = Slots(model, 7, CONFIG.window, CONFIG.hop)
+    assert slots.most == 4
+    streams = [Stream(CONFIG, 32) for _ in range(7)]
+    windows = []
+    for seed, stream in enumerate(streams):
+        stream.push(speech(SAMPLE_RATE, seed) + 1e-3)
+        windows.append(Resident(slots.take(stream), stream.buffer, HOP * seed, (0.0, 1.0)))
+    heard = [window.samples.read(window.start_sample, window.start_sample + 35 * HOP + 80) for window in windows]
+    for found, expected in zip(slots.emit(windows), model.emit(heard), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_shapes_that_come_too_late_have_no_slots(model: AcousticModel) -> None:
+    engine, parts = Engine(model), [speech(2 * SAMPLE_RATE, 0) + 1e-3]
+    for left in range(20, 26):
+        config = StreamConfig(left=left, hop=10, right=5)
+        assert said(listen(engine, config, parts)) == said(listen(plain(model), config, parts))
+    assert len(engine.slots) == 4
+
+
+def test_no_slots_on_the_cpu_unless_asked_for(tiny_model_dir: Path) -> None:
+    model = AcousticModel.load(tiny_model_dir, "cpu", "float32")
+    engine = Engine(model)
+    listen(engine, CONFIG, [speech(SAMPLE_RATE, 0)])
+    assert model.n_slots == 0 and not engine.slots
+
+
+@pytest.mark.parametrize("dtype", ["float32", "auto"])
+def test_real_speech_has_the_same_transcript(sample: Path, device: str, dtype: str) -> None:
+    samples, _ = soundfile.read(sample, dtype="float32")
+    model = AcousticModel.load("streamer-en", device, dtype)
+    config = StreamConfig.preset("low")
+    model.n_slots = 1
+    found = listen(Engine(model), config, [samples])
+    assert said(found) == said(listen(plain(model), config, [samples]))

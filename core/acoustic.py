@@ -130,6 +130,10 @@ class AcousticModel:
             model = model.to(chosen, kind)
         return cls(model, tokenizer, str(name_or_dir), directory)
 
+    def reserve(self, n_streams: int) -> None:
+        """Makes room on a GPU for the windows of so many streams; before the first one."""
+        self.n_slots = n_streams if self.n_slots else 0
+
     def emit(self, windows: Sequence[Samples]) -> list[LogProbs]:
         """(n_frames, n_vocab) float32 log-probabilities of each window, in order.
 

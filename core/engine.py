@@ -173,6 +173,7 @@ class Stream:
         self.statistics = Statistics() if normalises else None
         self.measured = 0  # samples that the statistics have seen
         self.slot: Slot | None = None  # where the last window is on the device
+        self.is_still = False  # nothing moved in the last window, and no model was run for it
 
     @property
     def n_processed(self) -> int:
@@ -275,7 +276,6 @@ class Engine:
         self.decode: Decode = decode or GreedyDecoder(self.alphabet)
         self.slots: dict[tuple[int, int], Slots] = {}  # by window and hop
         self.still = lru_cache(MOST_STILL)(self.emit_still)
-        self.n_still = 0  # samples of windows for which the model was not run
 
     def new_stream(self, config: StreamConfig | None = None, decode: Decode | None = None) -> Stream:
         """A stream; `decode` instead of the engine's way from frames to words, for its own hot words say."""
@@ -307,9 +307,9 @@ class Engine:
         for i, (stream, task) in enumerate(work):
             n = task.end_sample - task.start_sample
             value = None if stream.statistics else still_value(stream.buffer, task.start_sample, task.end_sample)
+            stream.is_still = value is not None
             if value is not None:
                 results[i] = self.still(value, n)
-                self.n_still += n
             elif (slot := self.slot(stream, task)) is not None:
                 statistics = self.statistics(stream, task)
                 moments = (0.0, 1.0) if statistics is None else statistics.moments
@@ -335,16 +335,21 @@ class Engine:
 
     def slot(self, stream: Stream, task: Pass) -> Slot | None:
         """The stream's place on the device; None for windows of other lengths than a slot's, or where all are taken."""
-        shape = (stream.config.window, stream.config.hop)
         is_whole = task.end_sample - task.start_sample == n_samples_for(stream.config.window)
         if not self.model.n_slots or task.cut is not None or not is_whole:
             return None
         if stream.slot is None:
-            if shape not in self.slots and len(self.slots) < MOST_SHAPES:
-                self.slots[shape] = Slots(self.model, self.model.n_slots, *shape)
-            if shape in self.slots and self.slots[shape].free:
-                stream.slot = self.slots[shape].take(stream)
+            slots = self.slots_for(stream.config)
+            if slots is not None and slots.free:
+                stream.slot = slots.take(stream)
         return stream.slot
+
+    def slots_for(self, config: StreamConfig) -> Slots | None:
+        """The slots of all streams that are cut so; None where there are none, or too many kinds of windows."""
+        shape = (config.window, config.hop)
+        if shape not in self.slots and self.model.n_slots and len(self.slots) < MOST_SHAPES:
+            self.slots[shape] = Slots(self.model, self.model.n_slots, *shape)
+        return self.slots.get(shape)
 
     def apply(self, stream: Stream, task: Pass, log_probs: LogProbs) -> list[Event]:
         """Takes in what the model made of the window of `task`, which is the stream's next pass."""

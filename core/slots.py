@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,7 +53,7 @@ class Slots:
     def __init__(self, model: AcousticModel, n: int, window: int, hop: int, captures: bool = True) -> None:
         if min(n, window, hop) < 1:
             raise ValueError(f"Expected at least 1 slot, window and hop. Found: {n}, {window} and {hop}")
-        self.model, self.n = model, n
+        self.model, self.n, self.window, self.hop = model, n, window, hop
         self.device = model.model.device
         width = model.n_local_features
         self.unit = HOP if width else 1  # samples from a row to the next
@@ -74,6 +75,15 @@ class Slots:
             raise RuntimeError(f"Expected a free slot. Found: all {self.n} taken")
         index = self.free.pop()
         return Slot(self, index, weakref.finalize(stream, self.free.append, index))
+
+    def warm_up(self, most: int) -> None:
+        """Runs the batches of up to `most` streams, while none has a slot: the first of each size is slow."""
+        samples = RingBuffer(n_samples_for(2 * self.window))
+        samples.append(np.zeros(samples.capacity, np.float32))
+        for n in (1 << i for i in range(min(most, self.most, self.n).bit_length())):
+            slots = [Slot(self, i, bool) for i in range(n)]
+            for start in (0, HOP * self.hop):  # a whole window, and a hop
+                self.emit([Resident(slot, samples, start) for slot in slots])
 
     @torch.inference_mode()
     def emit(self, windows: Sequence[Resident]) -> list[LogProbs]:

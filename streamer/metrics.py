@@ -49,7 +49,10 @@ class Metrics:
             "streamer_batch_size", "Streams in one batch", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
         )
 
+        self.still = Counter("streamer_still_windows", "Windows of silence that no model ran for", registry=registry)
+
     def on_step(self, report: StepReport) -> None:
+        self.still.inc(report.n_still)
         self.step.observe(report.step_s)
         self.step_s += report.step_s
         self.delay.observe(report.delay_s)

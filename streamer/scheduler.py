@@ -25,7 +25,7 @@ import numpy as np
 
 from core.audio import FRAMES_PER_SECOND, SAMPLE_RATE
 from core.decoder import Decode
-from core.engine import Engine, Pass, StreamConfig
+from core.engine import LATENCIES, Engine, Pass, StreamConfig
 from core.transcript import Event
 from streamer.job import (
     Command,
@@ -48,6 +48,7 @@ LATE, CALM = 0.7, 0.35  # 95 % of the steps take this share of the hop: some are
 FULL, FREE = 0.8, 0.65  # the same for the share of the time that all steps would need
 ADAPT_S = 0.2  # between two looks at it
 CALM_S = 5.0  # they are left out for at least this long
+CPU_BATCH, GPU_BATCH = 16, 128  # streams in one batch, at most
 SHARE_OF_HOP = 0.25  # time that one batch may take, where it holds more than one stream
 
 
@@ -58,6 +59,7 @@ class StepReport:
     n_streams: int
     step_s: float  # time in the engine
     delay_s: float  # longest time a ready stream waited for it
+    n_still: int = 0  # streams in whose windows nothing moved, so that no model ran
 
 
 class Scheduler:
@@ -66,7 +68,7 @@ class Scheduler:
     Args:
         engine: of jobs that name none.
         others: more engines that jobs may name.
-        max_batch: streams in one batch: more make the step longer, for all of them.
+        max_batch: streams in one batch: more make the step longer, for all of them. None is as the device has it.
         clock: monotonic seconds.
         on_step: is told of each batch, on the thread that ran it.
         workers: threads that run batches at the same time.
@@ -75,12 +77,14 @@ class Scheduler:
     def __init__(
         self,
         engine: Engine,
-        max_batch: int = 16,
+        max_batch: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_step: Callable[[StepReport], None] | None = None,
         others: Sequence[Engine] = (),
         workers: int = 1,
     ) -> None:
+        if max_batch is None:
+            max_batch = GPU_BATCH if engine.model.n_slots else CPU_BATCH
         if max_batch < 1 or workers < 1:
             raise ValueError(f"Expected at least 1 stream in a batch and 1 worker. Found: {max_batch}, {workers}")
         self.engine = engine
@@ -250,8 +254,12 @@ class Scheduler:
         config = StreamConfig.preset("balanced")
         samples = np.zeros(int(window_s(config) * SAMPLE_RATE), np.float32)
         for engine, cost in self.costs.items():
+            for latency in LATENCIES:
+                slots = engine.slots_for(StreamConfig.preset(latency))
+                if slots is not None:
+                    slots.warm_up(self.max_batch)
             engine.model.emit([samples])  # not counted
-            for n in (1, 2, 1):
+            for n in (1, self.max_batch if engine.slots else 2, 1):
                 began = self.clock()
                 engine.model.emit([samples] * n)
                 cost.add(n * window_s(config), self.clock() - began)
@@ -295,10 +303,13 @@ class Scheduler:
         began = self.clock()
         results = self.step(batch)
         done = self.clock()
-        audio_s = 0.0
+        audio_s, n_still = 0.0, 0
         for job, task, events in results:
             due = job.due
-            audio_s += (task.end_sample - task.start_sample) / SAMPLE_RATE
+            if job.stream.is_still:
+                n_still += 1
+            else:
+                audio_s += (task.end_sample - task.start_sample) / SAMPLE_RATE
             job.moved(task, done)
             job.stream.shows_newest = False
             with self.wake:
@@ -309,12 +320,12 @@ class Scheduler:
                 job.told_widened = self.is_widened
                 outputs.append(Widened(self.is_widened))
             self.send(job, outputs)
-        if results:
+        if audio_s:
             with self.wake:
                 self.costs[batch[0].engine].add(audio_s, done - began)
         if self.on_step is not None:
             delay_s = max(0.0, began - min((job.due for job in batch), default=began))
-            self.on_step(StepReport(len(batch), done - began, delay_s))
+            self.on_step(StepReport(len(batch), done - began, delay_s, n_still))
 
     def adapt(self, now: float) -> None:
         """Widens the hop when 95 % of the steps are not done long before the next is due, or will not be."""

@@ -217,6 +217,8 @@ def run_server(args: argparse.Namespace) -> int:
     hotwords = read_hotwords(args.hotwords)
     recognizers = [Recognizer.load(name, args.device, args.dtype, threads, args.lm, hotwords) for name in names]
     engine, *others = [recognizer.engine for recognizer in recognizers]
+    for one in (engine, *others):
+        one.model.reserve(args.max_sessions)
     limits = Limits(
         sessions=args.max_sessions,
         by_load=not args.no_load_limit,

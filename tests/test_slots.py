@@ -220,6 +220,19 @@ def test_batches_are_no_longer_than_memory_allows(model: AcousticModel, monkeypa
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+def test_first_batches_run_before_streams_come(model: AcousticModel) -> None:
+    engine = Engine(model)
+    slots = engine.slots_for(CONFIG)
+    assert slots is not None
+    slots.warm_up(8)
+    # Four slots: one, two and four streams, each with a whole window and a hop sent, and a window read.
+    assert len(slots.graphs.inputs) == 9 and len(slots.free) == 4
+    places = {key: [x.data_ptr() for x in inputs] for key, inputs in slots.graphs.inputs.items()}
+    parts = [speech(2 * SAMPLE_RATE, 0) + 1e-3]
+    assert said(listen(engine, CONFIG, parts)) == said(listen(plain(model), CONFIG, parts))
+    assert {key: [x.data_ptr() for x in inputs] for key, inputs in slots.graphs.inputs.items()} == places
+
+
 def test_shapes_that_come_too_late_have_no_slots(model: AcousticModel) -> None:
     engine, parts = Engine(model), [speech(2 * SAMPLE_RATE, 0) + 1e-3]
     for left in range(20, 26):

@@ -240,6 +240,7 @@ def connect(arguments: Sequence[str]) -> int:
     session.add_argument("--latency", default="balanced", choices=["low", "balanced", "accurate"])
     session.add_argument("--model", metavar="NAME", help="of those that the server has loaded")
     session.add_argument("--endpoint-ms", type=int, metavar="MS", help="a pause of this length ends a segment")
+    session.add_argument("--commit-ms", type=int, metavar="MS", help="a word is settled this long after its end")
     session.add_argument("--hotwords", metavar="FILE", help="`word` or `word:weight` a line")
     session.add_argument("--split", action="store_true", help="transcribe both channels of a file, each by itself")
     args = parser.parse_intermixed_args(arguments)  # the file may come after options

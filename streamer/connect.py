@@ -50,6 +50,7 @@ def session_options(args: argparse.Namespace) -> dict[str, object]:
         "latency": args.latency,
         "model": args.model,
         "endpoint_ms": args.endpoint_ms,
+        "commit_ms": args.commit_ms,
         "hotwords": [f"{word}:{weight}" for word, weight in words.items()] or None,
     }
     return {name: value for name, value in asked.items() if value is not None}

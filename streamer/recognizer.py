@@ -132,10 +132,12 @@ class Recognizer:
         latency: str = "balanced",
         hotwords: Mapping[str, float] | None = None,
         partials: bool = True,
+        config: StreamConfig | None = None,
     ) -> RecognizerStream:
         """A new live stream. Leaving its `with` block finishes it; call `finish` to get the last events.
 
         Args:
+            config: windows, pauses that end segments, and when words are committed; instead of `latency`.
             hotwords: of this stream, instead of the recognizer's.
             partials: False leaves out most of them, which saves half of the time; the finals are the same.
         """
@@ -145,7 +147,8 @@ class Recognizer:
                 decode = decode.with_hotwords(hotwords)
             else:
                 decode = make_decoder(self.model, "none", hotwords)
-        return RecognizerStream(self.engine, StreamConfig.preset(latency), sample_rate, channels, decode, partials)
+        config = config or StreamConfig.preset(latency)
+        return RecognizerStream(self.engine, config, sample_rate, channels, decode, partials)
 
     def transcribe(
         self,

@@ -18,7 +18,7 @@ from streamer.connect import RemoteStream
 from streamer.live import LiveSession
 
 SPEECH = plant("GIVE ME THE~~~", tail=2)[: 320 * 200]
-OFF = dict.fromkeys(("output", "record", "captions_file", "exec", "hotwords", "model", "endpoint_ms"))
+OFF = dict.fromkeys(("output", "record", "captions_file", "exec", "hotwords", "model", "endpoint_ms", "commit_ms"))
 
 
 def test_a_server_s_words_reach_screen_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

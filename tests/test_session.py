@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from planted import PlantedModel, plant
 
 from core.audio import ENCODINGS, encode_pcm16
-from core.engine import Engine
+from core.engine import Engine, StreamConfig
 from core.transcript import Event, Gap, Transcript, Word
 from streamer.job import Command, Failed, Finished, Flushed, Progress, Widened
 from streamer.protocols.native import ProtocolError, Start, parse, parse_start
@@ -57,6 +58,9 @@ def kinds(session: Session) -> list[object]:
         ('{"type": "start", "channels": 3}', "bad_option", "1 to 2"),
         ('{"type": "start", "latency": "fast"}', "bad_option", "low, balanced, accurate"),
         ('{"type": "start", "words": "perhaps"}', "bad_option", "true or false"),
+        ('{"type": "start", "commit_ms": -1}', "bad_option", "0 to 60000. Found: -1"),
+        ('{"type": "start", "silence_ms": 1}', "bad_option", "500 to 30000. Found: 1"),
+        ('{"type": "start", "max_segment_ms": 9000, "endpoint_ms": 5000}', "bad_option", "twice endpoint_ms"),
         ('{"type": "resume", "session": 1, "seq": 0}', "bad_resume", "session"),
         ('{"type": "resume", "session": "a", "seq": -1}', "bad_resume", "seq"),
     ],
@@ -182,6 +186,26 @@ def test_steps_left_out_are_no_lag() -> None:
     assert [(m["type"], m["widened"]) for m in said(session)] == [("lag", True)]
     session.deliver([Widened(True), Widened(False)])
     assert [(m["type"], m["widened"]) for m in said(session)] == [("lag", False)]
+
+
+def test_a_session_sets_its_own_pauses_lengths_and_commits() -> None:
+    start = parse_start({"endpoint_ms": 400, "silence_ms": "1000", "max_segment_ms": 4000, "commit_ms": 600}, Start())
+    rules = start.config().endpoint
+    assert (rules.after_speech, rules.before_speech, rules.max_length) == (20, 50, 200)
+    assert Start().config() == StreamConfig.preset("balanced", commit_after=3000)
+
+    def committed_before_the_final(start: Start) -> int:
+        engine = Engine(PlantedModel())  # type: ignore[arg-type]
+        stream = engine.new_stream(start.config())
+        stream.push(plant("AAA~BBB~CCC~DDD~EEE~FFF~GGG~HHH~~~~~"))
+        events = engine.drain(stream)
+        partials = [event for event in events if isinstance(event, Transcript) and not event.is_final]
+        counts = [event.n_committed_words for event in partials if event.segment == 0]
+        assert counts == sorted(counts)
+        return counts[-1]
+
+    assert committed_before_the_final(Start()) == 0
+    assert committed_before_the_final(replace(start, endpoint_ms=1000)) >= 2
 
 
 def test_acks_where_asked_for() -> None:

@@ -25,6 +25,9 @@ Message = dict[str, object]
 SAMPLE_RATES = (8_000, 48_000)  # Hz, lowest and highest
 MAX_CHANNELS = 2
 ENDPOINT_MS = (100, 10_000)  # shortest and longest pause that may end a segment
+SILENCE_MS = (500, 30_000)  # of silence that is let go of
+SEGMENT_MS = (2_000, 30_000)  # shortest and longest segment that may be the longest
+COMMIT_MS = (0, 60_000)
 
 
 class ProtocolError(Exception):
@@ -46,6 +49,9 @@ class Start:
     latency: str = "balanced"
     model: str = ""  # empty: whatever the server has
     endpoint_ms: int = 1000  # a quiet pause of this length ends a segment
+    silence_ms: int = 3000  # so much of it without a word is let go of
+    max_segment_ms: int = 20_000  # a segment of this length is cut where it pauses longest
+    commit_ms: int = COMMIT_MS[1]  # words are committed this long after their end, if not with their final before
     partials: bool = True  # whether partials are sent
     words: bool = True  # whether messages list words with times
     hotwords: HotWords = field(default=(), repr=False)  # words or phrases, and by how much they become likelier
@@ -57,8 +63,12 @@ class Start:
 
     def config(self) -> StreamConfig:
         """The engine's settings for this session."""
-        after_speech = max(1, self.endpoint_ms * SAMPLE_RATE // 1000 // HOP)
-        return StreamConfig.preset(self.latency, endpoint=EndpointConfig(after_speech=after_speech))
+        after, before, longest, commit = (
+            max(1, ms * SAMPLE_RATE // 1000 // HOP)
+            for ms in (self.endpoint_ms, self.silence_ms, self.max_segment_ms, self.commit_ms)
+        )
+        rules = EndpointConfig(after_speech=after, before_speech=before, max_length=longest)
+        return StreamConfig.preset(self.latency, endpoint=rules, commit_after=commit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +139,9 @@ def parse_start(options: Mapping[str, object], defaults: Start, models: Sequence
         sample_rate=_integer(options, "sample_rate", defaults.sample_rate, *SAMPLE_RATES),
         channels=_integer(options, "channels", defaults.channels, 1, MAX_CHANNELS),
         endpoint_ms=_integer(options, "endpoint_ms", defaults.endpoint_ms, *ENDPOINT_MS),
+        silence_ms=_integer(options, "silence_ms", defaults.silence_ms, *SILENCE_MS),
+        max_segment_ms=_integer(options, "max_segment_ms", defaults.max_segment_ms, *SEGMENT_MS),
+        commit_ms=_integer(options, "commit_ms", defaults.commit_ms, *COMMIT_MS),
         encoding=_choice(options, "encoding", defaults.encoding, tuple(ENCODINGS)),
         latency=_choice(options, "latency", defaults.latency, LATENCIES),
         model=_choice(options, "model", defaults.model, tuple(dict.fromkeys((defaults.model, *models)))),
@@ -140,6 +153,11 @@ def parse_start(options: Mapping[str, object], defaults: Start, models: Sequence
     )
     if start.split and start.channels == 1:
         raise ProtocolError("bad_option", "split needs channels: 2. Found: 1")
+    if start.max_segment_ms < 2 * start.endpoint_ms:
+        raise ProtocolError(
+            "bad_option",
+            f"max_segment_ms must be at least twice endpoint_ms. Found: {start.max_segment_ms} and {start.endpoint_ms}",
+        )
     return start
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.parametrize import remove_parametrizations
 
 from core.audio import Samples
 from core.checkpoint import load_model, resolve
@@ -127,7 +128,10 @@ class AcousticModel:
         if chosen.type == "cpu" and dtype != "float32" and (kind == torch.int8 or is_fast(kind)):
             model = pack(model, kind)
         else:
+            remove_parametrizations(model.wav2vec2.encoder.pos_conv_embed.conv, "weight")  # the norm of weights, once
             model = model.to(chosen, kind)
+            if chosen.type == "cuda" and kind == torch.float32:
+                torch.backends.cudnn.allow_tf32 = False  # float32 is what the others are compared with
         return cls(model, tokenizer, str(name_or_dir), directory)
 
     def reserve(self, n_streams: int) -> None:

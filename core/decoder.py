@@ -5,7 +5,9 @@ Repeats are collapsed on raw ids first and blanks dropped afterwards, so double 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -29,6 +31,7 @@ class Alphabet:
     def silent(self) -> tuple[int, int]:
         return (self.blank, self.delimiter)
 
+    @cache  # noqa: B019, as few as there are models
     def is_letter(self) -> NDArray[np.bool_]:
         """(n_vocab,) True for the ids that become text."""
         silent = self.special | set(self.silent)
@@ -77,28 +80,29 @@ def decode_greedy(log_probs: LogProbs, start_frame: int, alphabet: Alphabet) -> 
     """
     if not len(log_probs):
         return []
-    ids = log_probs.argmax(1)
+    ids, scores = log_probs.argmax(1), log_probs.max(1)
     is_letter = alphabet.is_letter()
-    starts = np.flatnonzero(np.diff(ids, prepend=-1))  # first row of each run of one id
+    starts = np.append(0, 1 + np.flatnonzero(ids[1:] != ids[:-1]))  # first row of each run of one id
     ends = np.append(starts[1:], len(ids))
     words: list[WordSpan] = []
     letters: list[tuple[str, int, int, float]] = []
 
     def close(is_closed: bool) -> None:
         if letters:
-            confidence = float(np.exp(np.mean([letter[3] for letter in letters])))
+            confidence = math.exp(sum(letter[3] for letter in letters) / len(letters))
             text = "".join(letter[0] for letter in letters)
             words.append(WordSpan(text, letters[0][1], letters[-1][2], min(1.0, round(confidence, 4)), is_closed))
             letters.clear()
 
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        token = int(ids[start])
+    best = np.maximum.reduceat(scores, starts)  # of each run
+    for start, end, token, score in zip(
+        starts.tolist(), ends.tolist(), ids[starts].tolist(), best.tolist(), strict=True
+    ):
         if token == alphabet.delimiter:
             close(True)
         elif is_letter[token]:
             if letters and start_frame + start - letters[-1][2] >= MAX_LETTER_GAP:
                 close(True)
-            score = float(log_probs[start:end, token].max())
             letters.append((alphabet.tokens[token], start_frame + start, start_frame + end, score))
     close(False)
     return words

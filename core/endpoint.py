@@ -6,6 +6,7 @@ against that of the segment's speech.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,13 +44,16 @@ class Endpoint:
 
 
 def find_endpoint(
-    has_letter: NDArray[np.bool_], energy: NDArray[np.float64], n_stable: int, config: EndpointConfig
+    has_letter: NDArray[np.bool_],
+    measure: Callable[[], NDArray[np.float64]],
+    n_stable: int,
+    config: EndpointConfig,
 ) -> Endpoint | None:
     """Where the segment ends, if it does.
 
     Args:
         has_letter: (n_frames,) True where the best path has a letter.
-        energy: (n_frames,) mean square of each frame's samples.
+        measure: gives (n_frames,) the mean square of each frame's samples; asked where it matters.
         n_stable: a cut by length is put before this row.
     """
     n = len(has_letter)
@@ -60,6 +64,7 @@ def find_endpoint(
         return Endpoint(n_stable - keep, False) if n_stable >= config.before_speech else None
     run = n - 1 - int(spoken[-1])
     if run >= config.after_speech:
+        energy = measure()
         speech = float(energy[has_letter].mean())
         is_quiet = float(energy[n - config.after_speech // 2 :].mean()) <= config.quiet_ratio * speech
         if is_quiet or run >= config.loud_factor * config.after_speech:

@@ -401,7 +401,7 @@ class Engine:
         frames = stream.frames = stream.shown = stitch(stream.frames, window, stable, self.alphabet.silent)
         has_letter = self.is_letter[frames.log_probs.argmax(1)]
         stream.target = stable + config.hop * hops_to_endpoint(has_letter, frames.n_stable, config)
-        endpoint = find_endpoint(has_letter, self.energy(stream, frames), frames.n_stable, config.endpoint)
+        endpoint = find_endpoint(has_letter, lambda: self.energy(stream, frames), frames.n_stable, config.endpoint)
         events: list[Event] = []
         if endpoint is None or endpoint.has_speech:
             events = self.partial(stream)

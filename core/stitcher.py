@@ -72,7 +72,8 @@ def empty(start_frame: int, n_vocab: int) -> StitchedFrames:
 def letters_of(log_probs: LogProbs, blank: int) -> tuple[list[tuple[int, int]], NDArray[np.int64]]:
     """The collapsed tokens of the best path with their rows, and how many begin before each row."""
     ids = log_probs.argmax(1)
-    begins = (ids != blank) & (np.diff(ids, prepend=-1) != 0)
+    begins = ids != blank
+    begins[1:] &= ids[1:] != ids[:-1]
     rows = np.flatnonzero(begins)
     letters = list(zip(ids[rows].tolist(), rows.tolist(), strict=True))
     return letters, np.cumsum(begins) - begins
@@ -121,7 +122,13 @@ def find_seam(
         return first
     old_letters, old_counts = letters_of(older, silent_ids[0])
     new_letters, new_counts = letters_of(newer, silent_ids[0])
-    distance = prefix_distances(old_letters, new_letters, is_beginning)[old_counts, new_counts]
+    # Those that both have first, in the same rows, are the same: most, where the windows agree.
+    n_same = next(
+        (i for i, (a, b) in enumerate(zip(old_letters, new_letters, strict=False)) if a != b),
+        min(len(old_letters), len(new_letters)),
+    )
+    distances = prefix_distances(old_letters[n_same:], new_letters[n_same:], is_beginning)
+    distance = distances[(old_counts - n_same).clip(0), (new_counts - n_same).clip(0)]
     silent = list(silent_ids)
     doubt = 2 - np.exp(older[:, silent]).sum(1) - np.exp(newer[:, silent]).sum(1)  # in [0, 2]
     before = np.concatenate([doubt[:1], doubt[:-1]])

@@ -71,6 +71,21 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
+def fit(model: Wav2Vec2ForCTC, device: torch.device, dtype: str) -> Wav2Vec2ForCTC:
+    """`model`, changed in place for inference on that device.
+
+    Raises:
+        ValueError: impossible dtype.
+    """
+    kind = choose_dtype(dtype, device)
+    if device.type == "cpu" and dtype != "float32" and (kind == torch.int8 or is_fast(kind)):
+        return pack(model, kind)
+    remove_parametrizations(model.wav2vec2.encoder.pos_conv_embed.conv, "weight")  # the norm of weights, once
+    if device.type == "cuda" and kind == torch.float32:
+        torch.backends.cudnn.allow_tf32 = False  # float32 is what the others are compared with
+    return model.to(device, kind)
+
+
 class AcousticModel:
     """A CTC model with its tokenizer, on one device."""
 
@@ -119,19 +134,12 @@ class AcousticModel:
                 raise ValueError(f"Expected at least 1 thread. Found: {threads}")
             torch.set_num_threads(threads)
         chosen = choose_device(device)
-        kind = choose_dtype(dtype, chosen)
+        choose_dtype(dtype, chosen)  # what is impossible is said before anything is fetched
         directory = resolve(name_or_dir)
         tokenizer = Wav2Vec2Tokenizer.from_pretrained(directory)
         if tokenizer.sampling_rate != 16_000:
             raise ValueError(f"Expected a model for 16000 Hz. Found: {tokenizer.sampling_rate} Hz in {name_or_dir}")
-        model = load_model(Wav2Vec2ForCTC, directory)
-        if chosen.type == "cpu" and dtype != "float32" and (kind == torch.int8 or is_fast(kind)):
-            model = pack(model, kind)
-        else:
-            remove_parametrizations(model.wav2vec2.encoder.pos_conv_embed.conv, "weight")  # the norm of weights, once
-            model = model.to(chosen, kind)
-            if chosen.type == "cuda" and kind == torch.float32:
-                torch.backends.cudnn.allow_tf32 = False  # float32 is what the others are compared with
+        model = fit(load_model(Wav2Vec2ForCTC, directory), chosen, dtype)
         return cls(model, tokenizer, str(name_or_dir), directory)
 
     def reserve(self, n_streams: int) -> None:

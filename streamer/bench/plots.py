@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from core.engine import LATENCIES
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -95,4 +97,25 @@ def plot_speed(result: dict[str, Any], path: Path) -> None:
         heights += values
     parts.set_ylabel("processor ms a second of audio")
     parts.legend(fontsize="small")
+    figure.savefig(path)
+
+
+def plot_device(result: dict[str, Any], path: Path) -> None:
+    """Streams a device over the hop, a line a way of sending windows: left; the time of a step by its batch: right."""
+    figure = new_figure(11, 4.5)
+    streams, steps = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
+    plans = [result["streams"][latency] for latency in LATENCIES]
+    for way in plans[0]["ways"]:
+        most = [max(batch["streams"] for batch in plan["ways"][way]["batches"]) for plan in plans]
+        streams.plot([plan["hop_s"] for plan in plans], most, marker="o", label=way)
+        batches = result["streams"]["balanced"]["ways"][way]["batches"]
+        steps.plot([of["batch"] for of in batches], [of["step_ms"]["p99"] for of in batches], marker="o", label=way)
+    streams.set_xlabel("hop, s")
+    streams.set_ylabel("streams a device")
+    steps.set_xlabel("sessions in a batch, --latency balanced")
+    steps.set_ylabel("p99 of a step, ms")
+    steps.set_xscale("log", base=2)
+    for axes in (streams, steps):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
     figure.savefig(path)

@@ -3,7 +3,7 @@
 All that is compared runs in turn, `--repeat` times, and the fastest run of each counts. Times are the processor's,
 with all threads, so that other programs on the machine disturb little. `--config base` and `large` are the published
 sizes with random weights: time does not depend on them. A hop is one step of a session; windows are those of the
-presets of `--latency`, and streams per core are hop / time of a step.
+presets of `--latency`, and streams per core are hop / time of a step. On a GPU: see `streamer.bench.device`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,18 +21,18 @@ import numpy as np
 import torch
 
 from clients.file import open_audio
-from core.acoustic import AcousticModel, choose_dtype
+from core.acoustic import AcousticModel, choose_device, choose_dtype, fit
 from core.audio import HOP, SAMPLE_RATE, Samples, n_samples_for
 from core.beam import make_decoder
 from core.checkpoint import resolve
 from core.configuration import Wav2Vec2Config
 from core.engine import LATENCIES, Engine, StreamConfig
-from core.precision import is_fast, pack
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.wav2vec2 import Wav2Vec2ForCTC
 from streamer.bench.agreement import PRECISIONS, has
-from streamer.bench.arithmetic import ceilings, flops
-from streamer.bench.plots import plot_speed, require_matplotlib
+from streamer.bench.arithmetic import ceilings, flops, timed_parts
+from streamer.bench.device import Emit, device_table, measure_device
+from streamer.bench.plots import plot_device, plot_speed, require_matplotlib
 from streamer.bench.steps import measure_steps
 from streamer.bench.wer import peak_memory_mb
 
@@ -47,67 +46,31 @@ LARGE = Wav2Vec2Config(
     conv_bias=True,
     do_stable_layer_norm=True,
 )
+GPU_SLOTS = 128
 CONFIGS = {"base": Wav2Vec2Config(), "large": LARGE}
-PARTS = {
-    "feature_extractor": "wav2vec2.feature_extractor",
-    "feature_projection": "wav2vec2.feature_projection",
-    "positional_convolution": "wav2vec2.encoder.pos_conv_embed",
-    "lm_head": "lm_head",
-}
-Emit = Callable[[Samples], object]
 
 
-@contextmanager
-def timed_parts(model: Wav2Vec2ForCTC) -> Iterator[dict[str, float]]:
-    """Seconds spent in each part of the model while the block runs; `encoder_layers` is the sum of all."""
-    modules = [(part, model.get_submodule(path)) for part, path in PARTS.items()]
-    layers = model.get_submodule("wav2vec2.encoder.layers")
-    modules += [("encoder_layers", layer) for layer in layers.children()]
-    seconds: dict[str, float] = defaultdict(float)
-    began: dict[int, float] = {}
-
-    def before(module: object, _: object) -> None:
-        began[id(module)] = time.process_time()
-
-    def ender(part: str) -> Callable[[object, object, object], None]:
-        def after(module: object, _: object, __: object) -> None:
-            seconds[part] += time.process_time() - began[id(module)]
-
-        return after
-
-    hooks = [module.register_forward_pre_hook(before) for _, module in modules]
-    hooks += [module.register_forward_hook(ender(part)) for part, module in modules]
-    try:
-        yield seconds
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def load_precision(name: str, config: str | None, directory: Path) -> AcousticModel:
-    """The checkpoint, or random weights of a published size with its tokenizer, in one precision of the CPU."""
+def load_precision(name: str, config: str | None, directory: Path, device: torch.device) -> AcousticModel:
+    """The checkpoint, or random weights of a published size with its tokenizer, in one precision of the device."""
     if config is None:
-        return AcousticModel.load(directory, "cpu", name)
+        return AcousticModel.load(directory, str(device), name)
     torch.manual_seed(0)
-    model = Wav2Vec2ForCTC(CONFIGS[config])
-    dtype = choose_dtype(name, torch.device("cpu"))
-    if name != "float32" and is_fast(dtype):
-        pack(model, dtype)
+    model = fit(Wav2Vec2ForCTC(CONFIGS[config]), device, name)
     return AcousticModel(model, Wav2Vec2Tokenizer.from_pretrained(directory), config)
 
 
-def load_transformers(config: Wav2Vec2Config, dtype: torch.dtype) -> Emit:
-    """transformers' model of the same size with random weights, as a function of one window."""
+def load_transformers(config: Wav2Vec2Config, dtype: torch.dtype, device: torch.device) -> Emit:
+    """transformers' model of the same size with random weights, as a function of windows of one length."""
     import transformers
 
     settings = {key: value for key, value in config.to_dict().items() if key not in ("dtype", "torch_dtype")}
     model: Any = transformers.Wav2Vec2ForCTC(transformers.Wav2Vec2Config(**settings))
-    model = model.eval().to(dtype)
+    model = model.eval().to(device, dtype)
 
-    def emit(samples: Samples) -> object:
+    def emit(windows: Sequence[Samples]) -> object:
         with torch.inference_mode():
-            logits = model(torch.from_numpy(samples)[None].to(dtype)).logits
-            return logits.log_softmax(-1, dtype=torch.float32).numpy()
+            logits = model(torch.from_numpy(np.stack(windows)).to(device, dtype)).logits
+            return logits.log_softmax(-1, dtype=torch.float32).cpu().numpy()
 
     return emit
 
@@ -116,11 +79,11 @@ def fastest(systems: dict[str, Emit], window: Samples, repeat: int) -> dict[str,
     """Processor seconds of the fastest of `repeat` runs of each system, all in turn."""
     seconds: dict[str, list[float]] = defaultdict(list)
     for emit in systems.values():
-        emit(window)  # warms up caches and threads
+        emit([window])  # warms up caches and threads
     for _ in range(repeat):
         for name, emit in systems.items():
             began = time.process_time()
-            emit(window)
+            emit([window])
             seconds[name].append(time.process_time() - began)
     return {name: min(values) for name, values in seconds.items()}
 
@@ -130,8 +93,7 @@ def measure_speed(
 ) -> dict[str, Any]:
     """The object that `--json` prints."""
     model = next(iter(models.values()))
-    systems: dict[str, Emit] = {name: lambda window, of=of: of.emit([window]) for name, of in models.items()}  # type: ignore[misc]
-    systems |= peers
+    systems: dict[str, Emit] = {name: of.emit for name, of in models.items()} | peers
     audio_s = len(samples) / SAMPLE_RATE
     offline = fastest(systems, samples, repeat)
     most = sum(flops(model.config, len(samples)).values())
@@ -139,7 +101,7 @@ def measure_speed(
         "model": model.name,
         "audio_s": round(audio_s, 3),
         "threads": torch.get_num_threads(),
-        "ceilings_per_s": ceilings(repeat),
+        "ceilings_per_s": ceilings(repeat, model.model.device),
         "flop_per_audio_s": most / audio_s,
         "systems": {
             name: {
@@ -207,6 +169,8 @@ def table(result: dict[str, Any]) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", default=SAMPLE, type=Path, metavar="FILE", help="default: a sample")
     parser.add_argument("--config", choices=CONFIGS, help="random weights of this size instead of --model's")
+    text = f"sessions in one batch, at most: also what batches of them take; a GPU's default: {GPU_SLOTS}"
+    parser.add_argument("--slots", type=int, metavar="N", help=text)
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="runs, of which the fastest counts")
     parser.add_argument("--plot", type=Path, metavar="PATH", help="draw it there, as PNG, PDF or SVG")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
@@ -217,16 +181,28 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"Expected at least 1 repeat. Found: {args.repeat}")
     if args.plot is not None:
         require_matplotlib()
+    if args.slots is not None and args.slots < 1:
+        raise ValueError(f"Expected at least 1 slot. Found: {args.slots}")
+    device = choose_device(args.device)
+    is_batched = args.slots is not None or device.type == "cuda"
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"Expected --device cpu or cuda. Found: {device}")
     torch.set_num_threads(args.threads or 1)
     samples = np.concatenate(list(open_audio(str(args.file)).blocks))
     directory = resolve(args.model)
-    models = {name: load_precision(name, args.config, directory) for name in PRECISIONS if has(name)}
+    fast = "bfloat16" if choose_dtype("auto", device) == torch.bfloat16 else "float32"
+    of_device = ("float32", fast if args.dtype == "auto" else args.dtype)
+    names = dict.fromkeys(of_device if is_batched else (name for name in PRECISIONS if has(name)))
+    models = {name: load_precision(name, args.config, directory, device) for name in names}
     config, peers = models["float32"].config, {}
     if find_spec("transformers") is not None:  # without the sinusoids that it does not know, which are one sum
         kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-        peers = {f"transformers {name}": load_transformers(config, dtype) for name, dtype in kinds.items()}
-    result = measure_speed(models, peers, samples, args.repeat)
-    print(json.dumps(result) if args.json else table(result))
+        peers = {f"transformers {name}": load_transformers(config, dtype, device) for name, dtype in kinds.items()}
+    if is_batched:
+        result = measure_device(models, peers, samples, args.slots or GPU_SLOTS, args.repeat)
+    else:
+        result = measure_speed(models, peers, samples, args.repeat)
+    print(json.dumps(result) if args.json else (device_table if is_batched else table)(result))
     if args.plot is not None:
-        plot_speed(result, args.plot)
+        (plot_device if is_batched else plot_speed)(result, args.plot)
     return 0

@@ -18,6 +18,7 @@ from clients.microphone import (
     Microphone,
     MicrophoneError,
     find_system_audio,
+    has_gone,
     input_names,
     portaudio,
     rescan,
@@ -65,7 +66,7 @@ class SteadyMicrophone:
         self._microphone: Microphone | None = self._open(self._choice)
         self._n_overruns = 0  # of microphones that are closed
         self._left: deque[Heard] = deque()  # of microphones that are closed
-        self._missed_from = self._next_try = 0.0
+        self._missed_from = self._next_try = self._next_check = 0.0
         self.trouble = ""
         self.name = self._microphone.name if self._microphone else ""
         self.has_ended = False
@@ -88,6 +89,7 @@ class SteadyMicrophone:
         if self._microphone is None:
             return self._look()
         try:
+            self._check()
             return self._microphone.read()
         except MicrophoneError as e:
             self.trouble = str(e)
@@ -95,6 +97,13 @@ class SteadyMicrophone:
             self._next_try = time.monotonic()
             self._close()
             return NOTHING
+
+    def _check(self) -> None:
+        """Raises MicrophoneError where the chosen source has gone, now and then."""
+        if self._choice is not None and time.monotonic() >= self._next_check:
+            self._next_check = time.monotonic() + RETRY_S
+            if has_gone(self._choice):
+                raise MicrophoneError(f"the microphone {self.name!r} has stopped; is it still connected?")
 
     def _look(self) -> Heard:
         """Looks for the device that went away, now and then."""

@@ -111,6 +111,16 @@ def pulse_sources() -> list[tuple[str, str]]:
     return [(field[1], field[3]) for field in fields if len(field) > 3]
 
 
+def has_gone(name: str) -> bool:
+    """Whether `pulse:SOURCE` is not there: PulseAudio would silently give another one instead, as it does to a stream
+    whose source is unplugged."""
+    source = name.removeprefix(f"{PULSE}:")
+    if source in (name, "") or source.startswith("@"):
+        return False
+    known = [each for each, _ in pulse_sources()]
+    return bool(known) and source not in known
+
+
 def input_devices() -> list[dict[str, Any]]:
     return [dict(device) for device in portaudio().query_devices() if device["max_input_channels"] > 0]
 
@@ -152,10 +162,8 @@ def find_device(name: str | None) -> Device:
     sounddevice = portaudio()
     source = name.partition(":")[2] if name is not None and name.startswith(f"{PULSE}:") else None
     key: int | str | None = PULSE if source else int(name) if name is not None and name.isdigit() else name
-    if source:
-        known = [each for each, _ in pulse_sources()]
-        if known and not source.startswith("@") and source not in known:
-            raise MicrophoneError(f"no microphone {name!r}; `streamer devices` lists those that are there")
+    if name is not None and has_gone(name):
+        raise MicrophoneError(f"no microphone {name!r}; `streamer devices` lists those that are there")
     try:
         device = sounddevice.query_devices(key, "input")
     except (ValueError, sounddevice.PortAudioError) as e:

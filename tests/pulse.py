@@ -78,6 +78,14 @@ class Pulse:
                 raise TimeoutError("nobody listens")
             time.sleep(0.05)
 
+    def load(self, *module: str) -> str:
+        """Its number, for `unload`."""
+        command = ["pactl", "load-module", *module]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True).stdout.strip()
+
+    def unload(self, number: str) -> None:
+        subprocess.run(["pactl", "unload-module", number], env=self.environment, capture_output=True, check=False)
+
     def play(self, path: Path, sink: str = "speaker") -> None:
         """Until the end of the file."""
         command = ["paplay", "--device", sink, str(path)]

@@ -26,7 +26,7 @@ def bucket_of(n: int) -> int:
 
 
 class Graphs:
-    """The graphs of one thread, which share their memory, and the tensors that they read."""
+    """Graphs that share their memory, and the tensors that they read. One call at a time."""
 
     def __init__(self, device: torch.device, captures: bool = True) -> None:
         """`captures`: False calls the functions on CUDA too."""

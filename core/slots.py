@@ -8,6 +8,7 @@ A ring needs not be cleared: who takes a slot fills all of it first.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -45,7 +46,7 @@ class Resident:
 
 
 class Slots:
-    """Places for `n` streams whose windows have `window` frames and move by `hop` frames, mostly. For one thread.
+    """Places for `n` streams whose windows have `window` frames and move by `hop` frames, mostly.
 
     Rows are frames of features, or samples. All memory is reserved at once, because graphs know where it lies.
     """
@@ -64,6 +65,7 @@ class Slots:
         # As many as a batch may be long, rounded down to a size that is run as it is.
         self.most = 1 << (max(1, MAX_BATCH_SAMPLES // n_samples_for(window)).bit_length() - 1)
         self.graphs = Graphs(self.device, captures)
+        self.lock = threading.Lock()  # one batch at a time
 
     def take(self, stream: object) -> Slot:
         """A place for a stream, until it is released or the stream is no more.
@@ -89,15 +91,16 @@ class Slots:
     def emit(self, windows: Sequence[Resident]) -> list[LogProbs]:
         """(n_frames, n_vocab) float32 log-probabilities of each window, which must be of different slots."""
         results = []
-        for first in range(0, len(windows), self.most):
-            part = windows[first : first + self.most]
-            self.fill(part)
-            places = self.pinned([[window.slot.index, window.start_sample // self.unit] for window in part])
-            moments = self.pinned([window.moments for window in part], torch.float64)
-            rows = self.graphs(self.emission, places, moments)
-            results.append(self.reserve(rows.shape, rows.dtype).copy_(rows, non_blocking=True))
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
+        with self.lock:
+            for first in range(0, len(windows), self.most):
+                part = windows[first : first + self.most]
+                self.fill(part)
+                places = self.pinned([[window.slot.index, window.start_sample // self.unit] for window in part])
+                moments = self.pinned([window.moments for window in part], torch.float64)
+                rows = self.graphs(self.emission, places, moments)
+                results.append(self.reserve(rows.shape, rows.dtype).copy_(rows, non_blocking=True))
+            if self.device.type == "cuda":
+                torch.cuda.current_stream(self.device).synchronize()
         return [log_probs for rows in results for log_probs in rows.numpy()]
 
     def fill(self, windows: Sequence[Resident]) -> None:

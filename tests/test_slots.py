@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +14,18 @@ import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from core.acoustic import AcousticModel
 from core.audio import HOP, SAMPLE_RATE, Samples, n_samples_for
 from core.engine import Engine, Stream, StreamConfig
 from core.slots import Resident, Slots
 from core.tokenizer import Wav2Vec2Tokenizer
-from core.transcript import Event, Gap
+from core.transcript import Event, Gap, Transcript
 from core.wav2vec2 import Wav2Vec2ForCTC
+from streamer.job import Command
+from streamer.scheduler import Scheduler
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_CUDA])]
@@ -239,6 +244,56 @@ def test_shapes_that_come_too_late_have_no_slots(model: AcousticModel) -> None:
         config = StreamConfig(left=left, hop=10, right=5)
         assert said(listen(engine, config, parts)) == said(listen(plain(model), config, parts))
     assert len(engine.slots) == 4
+
+
+class DevicesUsed(TorchDispatchMode):
+    """Notes the devices of all tensors that any operation reads or makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        out = func(*args, **(kwargs or {}))
+        self.found |= {x.device.type for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)}
+        return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_touch_nothing_outside_the_device(
+    tiny_model_dir: Path, kind: tuple[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a graph must not: on the device that holds no data the host cannot be asked for any either."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # does not know that device
+    model = make(tiny_model_dir, "cpu", *kind)
+    network = Wav2Vec2ForCTC(replace(model.config, add_sinusoids=True)).to("meta", torch.bfloat16)
+    slots = Slots(AcousticModel(network, model.tokenizer), 4, CONFIG.window, CONFIG.hop)
+    with DevicesUsed() as used:
+        n_new = n_samples_for(CONFIG.hop) if slots.unit == HOP else CONFIG.hop * HOP
+        places = torch.zeros(2, 2, dtype=torch.int64, device="meta")
+        slots.put(torch.zeros(2, n_new, device="meta"), places)
+        log_probs = slots.emission(places, torch.ones(2, 2, dtype=torch.float64, device="meta"))
+    assert log_probs.shape == (2, CONFIG.window, model.config.vocab_size) and log_probs.dtype == torch.float32
+    assert used.found == {"meta"}
+
+
+def test_sessions_of_a_scheduler_have_slots(model: AcousticModel) -> None:
+    model.n_slots = 2
+    engine = Engine(model)
+    scheduler = Scheduler(engine)
+    assert scheduler.max_batch == 128
+    scheduler.warm_up()
+    heard: list[Samples] = [speech(3 * SAMPLE_RATE, seed) + 1e-4 for seed in range(3)]
+    said_of: list[list[object]] = [[] for _ in heard]
+    for samples, outputs in zip(heard, said_of, strict=True):
+        scheduler.submit(scheduler.open(CONFIG, outputs.extend), [samples, Command.FINISH])
+    while scheduler.active:
+        scheduler.run_once()
+    for samples, outputs in zip(heard, said_of, strict=True):
+        alone = [event for event in listen(plain(model), CONFIG, [samples]) if isinstance(event, Transcript)]
+        finals = [event for event in outputs if isinstance(event, Transcript) and event.is_final]
+        assert said(finals) == said([event for event in alone if event.is_final]) != []
+    assert sorted(engine.slots[CONFIG.window, CONFIG.hop].free) == [0, 1]
 
 
 def test_no_slots_on_the_cpu_unless_asked_for(tiny_model_dir: Path) -> None:

@@ -508,7 +508,7 @@ def test_sentences_are_read_by_many_voices(tmp_path: Path) -> None:
         "1\tCHAPTER ONE\n2\tRoom 12, please.\n\n3\tNow fail.\n4\t...\n" + "\n".join(f"Line {i}." for i in "abcdefgh")
     )
     sentences = read_sentences(tmp_path / "sentences.tsv")
-    config = SynthesisConfig(tmp_path, "many", (0.9, 1.1))
+    config = SynthesisConfig(tmp_path, "many", (0.9, 1.1), (0.8, 1.2))
     result = synthesize(sentences, engines, config)
     assert heard[:2] == ["chapter one", "room twelve please"] and heard[2] == "Line a."
     assert result.n_kept == 10 and result.left_out == {"failed": 1, "text without words": 1}

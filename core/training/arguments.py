@@ -62,6 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--kokoro", nargs=2, type=Path, metavar=("ONNX", "VOICES"), help="files of kokoro-onnx")
     command.add_argument("--piper", action="append", type=Path, default=[], metavar="ONNX", help="a Piper voice's file")
     command.add_argument("--speed", nargs=2, type=float, default=(0.85, 1.2), metavar=("FROM", "TO"))
+    command.add_argument("--pitch", nargs=2, type=float, default=(0.85, 1.15), metavar=("FROM", "TO"))
     command.add_argument("--limit", type=int, metavar="N", help="the first sentences only")
     command.add_argument("--seed", type=int, default=1)
 

@@ -94,7 +94,7 @@ def run_synthesize(args: argparse.Namespace) -> int:
     if args.piper:
         engines.append(piper(args.piper))
     print(", ".join(f"{engine.name} ({len(engine.voices)} voices)" for engine in engines))
-    config = SynthesisConfig(args.output, args.name, tuple(args.speed), args.seed)
+    config = SynthesisConfig(args.output, args.name, tuple(args.speed), tuple(args.pitch), args.seed)
     prepared = synthesize(read_sentences(args.sentences, args.limit), engines, config)
     return show(prepared, args.output / f"{args.name}.tsv")
 

@@ -88,7 +88,7 @@ def decode(path: str, data: bytes) -> Samples:
     return to_16k(samples, sample_rate)
 
 
-def to_16k(samples: Samples, sample_rate: int) -> Samples:
+def to_16k(samples: Samples, sample_rate: float) -> Samples:
     """(n,) or (n, channels) at `sample_rate` to (n,) at 16 kHz."""
     mono = samples if samples.ndim == 1 else samples.mean(1)
     return np.asarray(soxr.resample(mono, sample_rate, SAMPLE_RATE), np.float32)

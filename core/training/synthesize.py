@@ -1,7 +1,7 @@
 """Sentences read aloud by many voices at many speeds, as a manifest with 16 kHz FLAC files.
 
-Each sentence has its engine, voice and speed drawn from the seed and its place, so that a call that was cut off goes
-on where it stopped.
+Each sentence has its engine, voice, speed and pitch drawn from the seed and its place, so that a call that was cut off
+goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import soundfile
 from core.audio import SAMPLE_RATE
 from core.normalise import normalise
 from core.training.corpus import MAX_SECONDS, MIN_SECONDS
-from core.training.manifest import Line, read_manifest, write_line
+from core.training.manifest import Line, read_manifest, to_16k, write_line
 from core.training.prepare import Prepared
 from core.training.voices import Engine
 
@@ -33,11 +33,13 @@ class SynthesisConfig:
     output: Path
     name: str = "synthetic"
     speed: tuple[float, float] = (0.85, 1.2)
+    pitch: tuple[float, float] = (0.85, 1.15)  # and formants: each voice becomes those of other throats
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.speed[0] <= self.speed[1]:
-            raise ValueError(f"Expected speeds above 0, the lower one first. Found: {self.speed[0]}, {self.speed[1]}")
+        for name, (least, most) in (("speed", self.speed), ("pitch", self.pitch)):
+            if not 0 < least <= most:
+                raise ValueError(f"Expected a {name} above 0, the lower one first. Found: {least}, {most}")
 
 
 def read_sentences(path: Path, limit: int | None = None) -> list[str]:
@@ -81,8 +83,9 @@ def synthesize(sentences: Sequence[str], engines: Sequence[Engine], config: Synt
         rng = np.random.default_rng((config.seed, i))
         engine = engines[int(rng.integers(len(engines)))]
         voice = engine.voices[int(rng.integers(len(engine.voices)))]
+        speed, pitch = rng.uniform(*config.speed), rng.uniform(*config.pitch)
         try:
-            samples = engine.speak(as_read(sentence), voice, rng.uniform(*config.speed))
+            samples = to_16k(engine.speak(as_read(sentence), voice, speed / pitch), SAMPLE_RATE * pitch)
         except (ValueError, RuntimeError) as e:
             logger.warning("line %d: %s", i + 1, e)
             left_out["failed"] += 1

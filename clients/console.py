@@ -109,9 +109,10 @@ class LiveCaptions:
         self._line(Text(text, style="dim"))
 
     def _line(self, text: Text) -> None:
+        self._draw(refresh=False)  # in one go with the line: a final takes the place of its running words
         self.console.print(text, soft_wrap=not self._is_live)  # a file or pipe gets whole lines
 
-    def _draw(self) -> None:
+    def _draw(self, refresh: bool = True) -> None:
         if not self._is_live or not self._live.is_started:
             return
         width, height = self.console.size
@@ -120,7 +121,7 @@ class LiveCaptions:
             text = status_line(self._status, self.controls.is_paused, width - 1)
             style = "red" if self._status.trouble else "dim"
             lines.append(Text(text, style=style, overflow="ellipsis", no_wrap=True))
-        self._live.update(Text("\n").join(lines), refresh=True)
+        self._live.update(Text("\n").join(lines), refresh=refresh)
 
     def __enter__(self) -> Self:
         self._keys.__enter__()

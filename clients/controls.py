@@ -13,7 +13,7 @@ from core.transcript import Event, Transcript
 
 LEVELS = " ▁▂▃▄▅▆▇█"
 FLOOR_DB = -60.0
-KEYS = "q quit, s save, space pause, n new line, d device"
+KEYS = ("q quit", "s save", "space pause", "n new line", "d device")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +40,14 @@ def level_bar(db: float) -> str:
 
 
 def status_line(status: Status, is_paused: bool, width: int) -> str:
-    """As many of the read-outs as fit, the important ones first; the keys last."""
+    """As many of the read-outs as fit, the important ones first; then as many of the keys."""
     delay = "" if status.delay_s is None else f" {status.delay_s:.1f} s"
     parts = [f"{level_bar(status.level_db)} {status.trouble or status.device}"]
     if is_paused:
         parts[0] = "paused"
     if status.n_overruns:
         parts.append(f"{status.n_overruns} overruns")
-    parts += [f"lag {status.lag_s:.1f} s", f"{status.latency}{delay}", KEYS]
+    parts += [f"lag {status.lag_s:.1f} s", f"{status.latency}{delay}", *KEYS]
     line = parts[0][:width]
     for part in parts[1:]:
         if len(line) + 3 + len(part) <= width:

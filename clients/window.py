@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     import tkinter
 
 THEMES = {
-    "dark": {"background": "#101014", "bright": "#ffffff", "dim": "#8a8f98", "past": "#b9c2cf", "trouble": "#ff6b6b"},
-    "light": {"background": "#fbfbf8", "bright": "#000000", "dim": "#8a8a86", "past": "#44484f", "trouble": "#b00020"},
+    "dark": {"background": "#101014", "bright": "#ffffff", "dim": "#8a8f98", "past": "#e4e8ee", "trouble": "#ff6b6b"},
+    "light": {"background": "#fbfbf8", "bright": "#000000", "dim": "#8a8a86", "past": "#202226", "trouble": "#b00020"},
 }
 N_PAST = 50  # finals kept above the running one
-LINES_SHOWN = 4.5  # the type is as big as that many lines need the window's height
+LINES_SHOWN = 4.2  # the type is as big as that many lines need the window's height
 
 
 class WindowError(Exception):
@@ -105,12 +105,14 @@ class Window:
             self.controls.press(key)
 
     def _fit(self) -> None:
-        """The type follows the window's size."""
+        """The type follows the window's size; only whole lines are seen."""
         height, width = self._text.winfo_height(), self._text.winfo_width()
         size = int(max(12, min(height / LINES_SHOWN / 1.25, width / 18) * self._zoom))
         if self._font.cget("size") != -size:
             self._font.configure(size=-size)
-            self._text.see("end")
+        line = self._font.metrics("linespace")
+        self._text.configure(pady=height % line // 2 if height >= line else 0)
+        self._text.see("end")
 
     def _colour(self) -> None:
         colours = THEMES[self._theme]

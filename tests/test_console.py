@@ -42,10 +42,12 @@ def test_keys() -> None:
 def test_status_line_fits() -> None:
     status = Status("A microphone", "balanced", -20.0, 0.84, 0.3, 2)
     assert status_line(status, False, 200) == (
-        "▅ A microphone · 2 overruns · lag 0.3 s · balanced 0.8 s · q quit, s save, space pause, n new line, d device"
+        "▅ A microphone · 2 overruns · lag 0.3 s · balanced 0.8 s "
+        "· q quit · s save · space pause · n new line · d device"
     )
     for width in range(1, 120):
         assert len(status_line(status, False, width)) <= width
+    assert status_line(status, False, 80).endswith(" · balanced 0.8 s · q quit · s save")
     assert "overruns" in status_line(status, False, 30) and "lag" not in status_line(status, False, 30)
     assert status_line(status, True, 200).startswith("paused · ")
     assert "it has gone" in status_line(Status("A", "low", -60.0, trouble="it has gone"), False, 80)
@@ -208,7 +210,12 @@ def test_narrow_terminal_without_colour(open_terminal: Callable[..., Terminal]) 
     terminal = open_terminal([sys.executable, "-c", SCREEN], 24, NO_COLOR="1")
     terminal.wait(lambda: "▅" in terminal.text())
     shown = [line.rstrip() for line in terminal.screen.display]
-    assert [line.strip() for line in shown[:4]] == ["01:01.5  AN EARLIER", "FINAL", "GIVE ME THE", "▅ A microphone"]
+    assert [line.strip() for line in shown[:4]] == [
+        "01:01.5  AN EARLIER",
+        "FINAL",
+        "GIVE ME THE",
+        "▅ A microphone · q quit",
+    ]
     assert terminal.style("01:01") == set() and terminal.style("GIVE") == {"bold"}
     terminal.press("q")
     assert terminal.end() == 0

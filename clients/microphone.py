@@ -38,6 +38,10 @@ NO_MICROPHONE = (
     "no microphone found; connect one and see `streamer devices`, hear what this computer plays with --system-audio, "
     "or transcribe a file: streamer FILE"
 )
+NO_PLUGIN = (
+    "PulseAudio is not to be reached through ALSA; install its plugin (Debian and Ubuntu: "
+    "apt install libasound2-plugins, Fedora: dnf install alsa-plugins-pulseaudio)"
+)
 
 
 class MicrophoneError(Exception):
@@ -147,7 +151,7 @@ def list_devices() -> list[str]:
         for device in devices
     ]
     if not lines:
-        raise MicrophoneError(NO_MICROPHONE)
+        raise MicrophoneError(NO_PLUGIN if pulse_sources() else NO_MICROPHONE)
     if any(device["name"] == PULSE for device in devices):
         lines += [f"      pulse:{name} ({form})" for name, form in pulse_sources()]
     return lines
@@ -169,13 +173,10 @@ def find_device(name: str | None) -> Device:
     except (ValueError, sounddevice.PortAudioError) as e:
         if name is not None and "Multiple" in str(e):
             raise MicrophoneError(f"several microphones match {name!r}; give a number of `streamer devices`") from e
+        if source or (name is None and pulse_sources()):
+            raise MicrophoneError(NO_PLUGIN) from e
         if name is None:
             raise MicrophoneError(NO_MICROPHONE) from e
-        if source:
-            raise MicrophoneError(
-                "PulseAudio is not to be reached through ALSA; install its plugin (Debian and Ubuntu: "
-                "apt install libasound2-plugins, Fedora: dnf install alsa-plugins-pulseaudio)"
-            ) from e
         raise MicrophoneError(f"no microphone {name!r}; `streamer devices` lists those that are there") from e
     channels = min(2, int(device["max_input_channels"]))
     shown = f"{PULSE}:{source}" if source else str(device["name"])
@@ -291,7 +292,10 @@ class Microphone:
             self._next = None
             with contextlib.suppress(queue.Empty):
                 self._next = self._blocks.get_nowait()
-        samples = self._resampler.push(np.concatenate(blocks)) if blocks else NOTHING.samples
+        # A device without a driver behind it may give anything.
+        samples = (
+            self._resampler.push(np.clip(np.nan_to_num(np.concatenate(blocks)), -1, 1)) if blocks else NOTHING.samples
+        )
         lost_s = round(lost / self._rate, 3)
         return Heard(samples, lost_s, f"{lost_s} s of the microphone came too fast" if lost else "")
 

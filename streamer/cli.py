@@ -18,21 +18,24 @@ from streamer.log import FORMATS, LEVELS, log_to_stderr
 HELP = """\
 streamer: speech recognition while the words are spoken
 
-  streamer talk.wav                 the words of a file (any format that libsndfile reads)
+  streamer talk.wav                 the words of a file: WAV, FLAC, Ogg, MP3
   streamer talk.flac --format srt --output talk.srt
-  streamer *.ogg --format vtt --output DIR     a file each
-  arecord -f S16_LE -r 16000 | streamer -      WAV, or raw samples (--sample-rate, --channels)
-  streamer --mic                    live captions of the microphone; q quits, s saves
-  streamer --mic --window           in a window above the others; --system-audio: of what is played here
-  streamer --mic --output talk.srt --record talk.wav     also --type, --exec CMD, --captions-file PATH
+  streamer *.ogg --format vtt --output DIR      a file each
+  arecord -f S16_LE -r 16000 | streamer -       a WAV file or raw samples
+  streamer --mic                    live captions; q quits, s saves, n new line
+  streamer --mic --window           in a window above the others
+  streamer --system-audio           of what this computer plays; --play FILE
+  streamer --mic --output talk.srt --record talk.wav
+                                    also --type, --exec CMD, --captions-file
+  streamer devices                  the microphones, for --input-device
   streamer serve                    a websocket server on this machine
-  streamer connect ws://HOST:PORT talk.wav
-  streamer devices                  the microphones
-  streamer models                   the models; any Wav2Vec2 CTC checkpoint of the hub works by name
+  streamer connect ws://HOST:PORT talk.wav      or --mic, as above
+  streamer models                   the models; those of the hub work by name
   streamer bench wer SET.tsv        accuracy and speed on a set with transcripts
-  streamer train ...                prepare, synthesize, pretrain, distil, finetune, evaluate, plot
+  streamer train ...                prepare, distil, finetune, evaluate, ...
 
-`streamer COMMAND --help` explains a command; `streamer --help-options` lists all options."""
+`streamer COMMAND --help` explains a command; `streamer --help-options` lists
+all options."""
 
 
 class Parser(argparse.ArgumentParser):

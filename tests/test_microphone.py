@@ -113,6 +113,18 @@ def test_no_microphone_says_what_to_do(tmp_path: Path) -> None:
     assert "streamer devices" in lines[0] or "install" in lines[0]
 
 
+@pytest.mark.parametrize("command", ["--mic", "devices"])
+def test_a_missing_plugin_of_alsa_is_told(command: str, pulse: Pulse, tmp_path: Path) -> None:
+    """PulseAudio runs, and ALSA knows nothing of it; or there is nothing at all."""
+    (tmp_path / "asound.conf").write_text("pcm.none { type hw card 9 }\n")
+    deaf = {"ALSA_CONFIG_PATH": str(tmp_path / "asound.conf")}
+    for more, expected in (({}, "libasound2-plugins"), ({"PULSE_SERVER": "unix:/none"}, "no microphone found")):
+        environment = {**pulse.environment, **deaf, **more}
+        arguments = [sys.executable, "-m", "streamer", command]
+        done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
+        assert done.returncode == 1 and expected in done.stderr and "Traceback" not in done.stderr
+
+
 def test_unplugged_and_back(tmp_path: Path) -> None:
     """The sound server is killed and started again: the session goes on, and tells how long it was deaf."""
     with pulse_server(tmp_path) as pulse, start(pulse, "-c", LISTEN, "-") as listener:
@@ -195,6 +207,8 @@ def test_overruns_are_counted_and_told_at_their_place() -> None:
     assert heard.lost_s == 3 * BLOCK_MS / 1000 and heard.samples.tolist() == pytest.approx([0.5] * n)
     heard = microphone.read()
     assert heard.lost_s == BLOCK_MS / 1000 and heard.samples.tolist() == pytest.approx([0.6] * n)
+    give(np.nan)
+    assert microphone.read().samples.tolist() == [0] * n
     microphone._end()
     with pytest.raises(MicrophoneError, match="still connected"):
         microphone.read()

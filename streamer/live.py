@@ -172,7 +172,7 @@ class LiveSession:
                 if not (was_paused or controls.is_paused):
                     self.hear(heard)
                 if controls.take("s"):
-                    self.screen.note(f"saved {self.save()}")
+                    self.save()
                 if controls.take("d"):
                     self.source.switch()
                     self.screen.note(f"listening to {self.source.name}")
@@ -233,12 +233,17 @@ class LiveSession:
         self.failures.append(text)
         self.screen.note(text)
 
-    def save(self) -> str:
-        """The finals so far, in a new file of the working directory; its name."""
+    def save(self) -> None:
+        """The finals so far, in a new file of the working directory."""
         kind = "text" if self.args.format == "jsonl" else self.args.format
         path = Path(time.strftime(f"streamer-%Y%m%d-%H%M%S.{EXTENSIONS[kind]}"))
-        path.write_text(render(kind, self.finals, self.gaps, self.timeline.audio_s, self.live.model), encoding="utf-8")
-        return path.name
+        text = render(kind, self.finals, self.gaps, self.timeline.audio_s, self.live.model)
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as e:
+            self.fail(f"not saved: {e}")
+        else:
+            self.screen.note(f"saved {path.name}")
 
     def close(self) -> None:
         if isinstance(self.file, LiveFile):

@@ -303,6 +303,17 @@ def test_no_slots_on_the_cpu_unless_asked_for(tiny_model_dir: Path) -> None:
     assert model.n_slots == 0 and not engine.slots
 
 
+@pytest.mark.gpu
+@NEEDS_CUDA
+@pytest.mark.parametrize(("dtype", "atol", "agreement"), [("float32", 1e-3, 1.0), ("bfloat16", 1.0, 0.99)])
+def test_both_devices_say_the_same(sample: Path, dtype: str, atol: float, agreement: float) -> None:
+    samples, _ = soundfile.read(sample, dtype="float32")
+    expected = AcousticModel.load("streamer-en", "cpu", "float32").emit([samples])[0]
+    found = AcousticModel.load("streamer-en", "cuda", dtype).emit([samples])[0]
+    np.testing.assert_allclose(np.exp(found), np.exp(expected), atol=atol)
+    assert np.mean(found.argmax(1) == expected.argmax(1)) >= agreement
+
+
 @pytest.mark.parametrize("dtype", ["float32", "auto"])
 def test_real_speech_has_the_same_transcript(sample: Path, device: str, dtype: str) -> None:
     samples, _ = soundfile.read(sample, dtype="float32")

@@ -26,7 +26,7 @@ from streamer.bench.steps import measure_steps
 WARM_UPS = 3  # rounds before those that count
 SPOKEN = 200  # frames before a flush
 PLANS = {latency: StreamConfig.preset(latency) for latency in LATENCIES} | {
-    "4/0.64/0.64 s": StreamConfig(left=200, hop=32, right=32)
+    "4/0.64/0.64": StreamConfig(left=200, hop=32, right=32)
 }
 Emit = Callable[[Sequence[Samples]], object]
 
@@ -189,13 +189,13 @@ def device_table(result: dict[str, Any]) -> str:
         lines.append(f"{name:24} {1e6 * of['s_per_audio_s']:12.1f}{share}")
     head = f"{'streams':>9} {'batch':>6} {'p50':>8} {'p99':>8} {'one: p50':>9} {'stitch+decode':>14} {'flush: p50':>11}"
     for latency, of in result["streams"].items():
-        title = f"{latency}, hop {of['hop_s']:.2f} s"
-        lines += ["", f"{title:24} {head}"]
+        title = f"{latency}: hop {of['hop_s']:.2f} s, {of['latency_ms']} ms"
+        lines += ["", f"{title:32} {head}"]
         for way, measured in of["ways"].items():
             most_streams, alone = best(measured["batches"]), measured["batches"][0]
             step = most_streams["step_ms"]
             lines.append(
-                f"{way:24} {most_streams['streams']:9.0f} {most_streams['batch']:6} {step['p50']:8.2f} "
+                f"{way:32} {most_streams['streams']:9.1f} {most_streams['batch']:6} {step['p50']:8.2f} "
                 f"{step['p99']:8.2f} {alone['step_ms']['p50']:9.2f} {most_streams['stitch_decode_us']:11.0f} µs "
                 f"{measured['flush_ms']['p50']:11.2f}"
             )

@@ -18,11 +18,11 @@ from clients.microphone import (
     Microphone,
     MicrophoneError,
     find_system_audio,
-    has_gone,
     input_names,
     portaudio,
     rescan,
 )
+from clients.pulse import has_gone
 from core.audio import SAMPLE_RATE, Samples
 
 RETRY_S = 2.0  # between looks for a device that went away

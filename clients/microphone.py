@@ -2,21 +2,14 @@
 
 The audio callback only hands its block over; a reader that is late finds the blocks waiting, and what the
 queue cannot hold is counted as an overrun and told at its place in the audio, never lost silently.
-
-PortAudio's ALSA side shows PulseAudio (and PipeWire in its place) as the one device `pulse`; the sources behind it
-are reached as `pulse:SOURCE`, through the variable that libpulse reads.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
-import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -25,22 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.file import Resampler
+from clients.pulse import NO_PLUGIN, PULSE, SYSTEM_MONITOR, has_gone, pulse_source, pulse_sources
 from core.audio import Samples
 
 BLOCK_MS = 50
 QUEUE_SECONDS = 30
 WAIT_S = 0.1  # for the next block, before the reader may look at the keyboard
 STALLED_S = 5.0  # without a block: the device has gone
-PULSE = "pulse"
-SYSTEM_MONITOR = "pulse:@DEFAULT_MONITOR@"  # libpulse's name for what the speakers play
 LOOPBACKS = ("[loopback]", "monitor of", "blackhole", "stereo mix", "soundflower", "cable output")
 NO_MICROPHONE = (
     "no microphone found; connect one and see `streamer devices`, hear what this computer plays with --system-audio, "
     "or transcribe a file: streamer FILE"
-)
-NO_PLUGIN = (
-    "PulseAudio is not to be reached through ALSA; install its plugin (Debian and Ubuntu: "
-    "apt install libasound2-plugins, Fedora: dnf install alsa-plugins-pulseaudio)"
 )
 
 
@@ -100,29 +88,6 @@ def rescan() -> None:
         sounddevice._initialize()
     except sounddevice.PortAudioError as e:
         raise MicrophoneError(f"the sound system does not start: {e}") from e
-
-
-def pulse_sources() -> list[tuple[str, str]]:
-    """Names and formats of PulseAudio's sources, monitors of outputs among them; none without `pactl`."""
-    if shutil.which("pactl") is None:
-        return []
-    try:
-        command = ["pactl", "list", "short", "sources"]
-        lines = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
-    except (subprocess.SubprocessError, OSError):
-        return []
-    fields = [line.split("\t") for line in lines]
-    return [(field[1], field[3]) for field in fields if len(field) > 3]
-
-
-def has_gone(name: str) -> bool:
-    """Whether `pulse:SOURCE` is not there: PulseAudio would silently give another one instead, as it does to a stream
-    whose source is unplugged."""
-    source = name.removeprefix(f"{PULSE}:")
-    if source in (name, "") or source.startswith("@"):
-        return False
-    known = [each for each, _ in pulse_sources()]
-    return bool(known) and source not in known
 
 
 def input_devices() -> list[dict[str, Any]]:
@@ -200,21 +165,6 @@ def find_system_audio() -> str:
         "darwin": "install BlackHole (brew install blackhole-2ch) and choose it as output",
     }.get(sys.platform, "install PulseAudio or PipeWire with its ALSA plugin (apt install libasound2-plugins)")
     raise MicrophoneError(f"no device hears what this computer plays; {hint}")
-
-
-@contextlib.contextmanager
-def pulse_source(source: str | None) -> Iterator[None]:
-    """While a device is opened: libpulse reads the source's name from the environment."""
-    before = os.environ.get("PULSE_SOURCE")
-    if source is not None:
-        os.environ["PULSE_SOURCE"] = source
-    try:
-        yield
-    finally:
-        if source is not None:
-            os.environ.pop("PULSE_SOURCE")
-            if before is not None:
-                os.environ["PULSE_SOURCE"] = before
 
 
 class Microphone:

@@ -20,8 +20,8 @@ from clients.microphone import BLOCK_MS, QUEUE_SECONDS, Heard, Microphone, Micro
 from core.audio import HOP, SAMPLE_RATE
 from core.edit_distance import word_errors
 from core.transcript import Event, Gap
-from streamer.live import SHORT_LOSS_S, Timeline
 from streamer.recognizer import Recognizer
+from streamer.timeline import SHORT_LOSS_S, Timeline
 
 ROOT = Path(__file__).parent.parent
 EMPTY = np.zeros(0, np.float32)

@@ -31,6 +31,7 @@ from core.ring_buffer import RingBuffer
 from core.silence import still_value
 from core.slots import Resident, Slot, Slots
 from core.stitcher import MARGIN, Emission, LogProbs, StitchedFrames, empty, stitch
+from core.tail import Memory, Step, emit_steps
 from core.transcript import Event, Gap, Transcript, Word, make_transcript
 
 LATENCIES = ("low", "balanced", "accurate")
@@ -50,12 +51,13 @@ class StreamConfig:
     # A word is committed when it ended this long before the first unstable frame. Longer than any segment: words are
     # committed with their final alone, because the final pass still differs from the steps too often.
     commit_after: int = 1000
+    refresh: int = 1000  # frames that a step computes again, besides the new ones (`core.tail`); as a rule, all
     context: int = 100  # context of the final pass on either side, as far as audio is there
     backlog: int = 3000  # audio that may wait; what does not fit is a gap
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
 
     def __post_init__(self) -> None:
-        for name, least in (("left", 0), ("hop", 1), ("right", 0), ("commit_after", 0), ("context", 0)):
+        for name, least in (("left", 0), ("hop", 1), ("right", 0), ("commit_after", 0), ("refresh", 0), ("context", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least} frames. Found: {getattr(self, name)}")
         if self.backlog < self.window:
@@ -173,6 +175,7 @@ class Stream:
         self.statistics = Statistics() if normalises else None
         self.measured = 0  # samples that the statistics have seen
         self.slot: Slot | None = None  # where the last window is on the device
+        self.memory = Memory()  # of the last step's window
         self.is_still = False  # nothing moved in the last window, and no model was run for it
 
     @property
@@ -310,6 +313,7 @@ class Engine:
             stream.is_still = value is not None
             if value is not None:
                 results[i] = self.still(value, n)
+                stream.memory = Memory()
             elif (slot := self.slot(stream, task)) is not None:
                 statistics = self.statistics(stream, task)
                 moments = (0.0, 1.0) if statistics is None else statistics.moments
@@ -321,8 +325,14 @@ class Engine:
         if plain:
             results |= zip(plain, self.model.emit(list(plain.values())), strict=True)
         if cached:
-            features = read_features(self.model, list(cached.values()))
-            results |= zip(cached, self.model.emit_features(features), strict=True)
+            features = dict(zip(cached, read_features(self.model, list(cached.values())), strict=True))
+            steps = {}
+            for i in cached:
+                stream, task = work[i]
+                if task.cut is None and stream.config.refresh < stream.config.window:
+                    steps[i] = Step(features.pop(i), task.start_sample // HOP, stream.memory, stream.config.refresh)
+            results |= zip(features, self.model.emit_features(list(features.values())), strict=True)
+            results |= zip(steps, emit_steps(self.model, list(steps.values())), strict=True)
         for slots, windows in resident.items():
             results |= zip(windows, slots.emit(list(windows.values())), strict=True)
         return [results[i] for i in range(len(work))]

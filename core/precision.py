@@ -214,10 +214,20 @@ class PackedAttention(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor | None, want_weights: bool) -> tuple[Tensor, Tensor | None]:
         """As `Attention.forward`."""
-        B, T, D = hidden.shape  # batch, frame, hidden
+        return self.attend(*self.project(hidden), mask, want_weights)
+
+    def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Attention.project`."""
+        B, T, _ = hidden.shape
         q, k, v = self.qkv(hidden).view(B, T, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, want_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `Attention.attend`."""
         # In bfloat16 the tiled kernel is slower than products of whole matrices, which need room.
-        if want_weights or (q.dtype == torch.bfloat16 and B * self.n_heads * T * T <= MAX_SCORES):
+        if want_weights or (q.dtype == torch.bfloat16 and q.shape[:-1].numel() * k.shape[2] <= MAX_SCORES):
             scores = q @ k.transpose(2, 3)
             if mask is not None:
                 scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
@@ -225,7 +235,7 @@ class PackedAttention(nn.Module):
             out = weights @ v
         else:
             weights, out = None, F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
-        return self.out_proj(out.transpose(1, 2).reshape(B, T, D)), weights if want_weights else None
+        return self.out_proj(out.transpose(1, 2).flatten(2)), weights if want_weights else None
 
 
 class PackedFeedForward(nn.Module):

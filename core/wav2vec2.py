@@ -151,11 +151,21 @@ class Attention(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor | None, want_weights: bool) -> tuple[Tensor, Tensor | None]:
         """`mask` is bool (batch, 1, 1, frame), True where a key may be attended to."""
-        B, T, D = hidden.shape  # batch, frame, hidden
+        return self.attend(*self.project(hidden), mask, want_weights)
+
+    def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (batch, head, frame, D / n_heads) of (batch, frame, D)."""
+        B, T, _ = hidden.shape
         q, k, v = (
             projection(hidden).view(B, T, self.n_heads, -1).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )  # (batch, head, frame, D / n_heads)
+        )
+        return q, k, v
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, want_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """(batch, frame, D) for each query, and the weights."""
         p = self.dropout if self.training else 0.0
         weights = None
         if want_weights:
@@ -166,7 +176,7 @@ class Attention(nn.Module):
             out = F.dropout(weights, p) @ v
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
-        return self.out_proj(out.transpose(1, 2).reshape(B, T, D)), weights
+        return self.out_proj(out.transpose(1, 2).flatten(2)), weights
 
 
 class FeedForward(nn.Module):
@@ -198,19 +208,38 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, want_weights: bool) -> tuple[Tensor, Tensor | None]:
         attended, weights = self.attention(self.layer_norm(x) if self.is_stable else x, mask, want_weights)
+        return self.finish(x, attended), weights
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """What follows the attention."""
         x = x + self.dropout(attended)
         if self.is_stable:
-            return x + self.feed_forward(self.final_layer_norm(x)), weights
-        x = self.layer_norm(x)
-        return self.final_layer_norm(x + self.feed_forward(x)), weights
+            x = x + self.feed_forward(self.final_layer_norm(x))
+        else:
+            x = self.layer_norm(x)
+            x = self.final_layer_norm(x + self.feed_forward(x))
+        return x
+
+    def resume(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, for the last frames of a sequence.
+
+        Args:
+            past: (2, batch, head, frame, D / n_heads) keys and values of the frames before.
+
+        Returns:
+            The frames' states, and the keys and values of all.
+        """
+        q, *new = self.attention.project(self.layer_norm(x) if self.is_stable else x)
+        present = torch.cat([past.to(q.dtype), torch.stack(new)], 3)
+        return self.finish(x, self.attention.attend(q, *present)[0]), present
 
 
-def sinusoids(n_frames: int, hidden_size: int, device: torch.device | None = None) -> Tensor:
-    """(frame, hidden): sines, then cosines, of wavelengths from 2π to 20000π frames (Vaswani et al. 2017)."""
+def sinusoids(positions: Tensor, hidden_size: int) -> Tensor:
+    """(…, hidden) of (…,): sines, then cosines, of wavelengths from 2π to 20000π frames (Vaswani et al. 2017)."""
     half = hidden_size // 2
-    rates = torch.exp(torch.arange(half, device=device) * (-math.log(10_000) / (half - 1)))
-    angles = torch.arange(n_frames, device=device)[:, None] * rates
-    return torch.cat([angles.sin(), angles.cos()], 1)
+    rates = torch.exp(torch.arange(half, device=positions.device) * (-math.log(10_000) / (half - 1)))
+    angles = positions[..., None] * rates
+    return torch.cat([angles.sin(), angles.cos()], -1)
 
 
 class Encoder(nn.Module):
@@ -240,7 +269,8 @@ class Encoder(nn.Module):
             attention_mask = frame_mask[:, None, None, :]
         hidden = hidden + self.pos_conv_embed(hidden)
         if self.add_sinusoids:
-            hidden = hidden + sinusoids(hidden.shape[1], hidden.shape[2], hidden.device).to(hidden.dtype)
+            positions = torch.arange(hidden.shape[1], device=hidden.device)
+            hidden = hidden + sinusoids(positions, hidden.shape[2]).to(hidden.dtype)
         hidden = self.dropout(hidden if self.is_stable else self.layer_norm(hidden))
         states, weights = [hidden], []
         for layer in self.layers:
@@ -254,6 +284,28 @@ class Encoder(nn.Module):
         if self.is_stable:
             hidden = states[-1] = self.layer_norm(hidden)
         return hidden, tuple(states) if want_states else None, tuple(weights) if want_weights else None
+
+    def resume(self, hidden: Tensor, n_lead: int, positions: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """The last states of a sequence, of whose frames before the keys and values are known.
+
+        Args:
+            hidden: (batch, n_lead + frame, hidden), the first `n_lead` for the positional convolution alone.
+            positions: (batch, frame) in the sequence, for sinusoids.
+            past: (layer, 2, batch, head, past frame, hidden / head) keys and values; those of `n_lead` among them.
+
+        Returns:
+            (batch, frame, hidden), and keys and values of past and new frames.
+        """
+        hidden = (hidden + self.pos_conv_embed(hidden))[:, n_lead:]
+        if self.add_sinusoids:
+            hidden = hidden + sinusoids(positions, hidden.shape[2]).to(hidden.dtype)
+        hidden = hidden if self.is_stable else self.layer_norm(hidden)
+        present = []
+        for layer, of_layer in zip(self.layers, past, strict=True):
+            assert isinstance(layer, EncoderLayer)
+            hidden, known = layer.resume(hidden, of_layer)
+            present.append(known)
+        return self.layer_norm(hidden) if self.is_stable else hidden, torch.stack(present)
 
 
 class PreTrainedModel(nn.Module):
@@ -466,6 +518,12 @@ class Wav2Vec2ForCTC(PreTrainedModel):
     def embed(self, input_values: Tensor) -> Tensor:
         """The first half of `log_probs`: (batch, sample) to hidden states (batch, frame, hidden)."""
         return self.wav2vec2.embed(input_values.to(self.dtype))[0]
+
+    @torch.inference_mode()
+    def resume(self, hidden: Tensor, n_lead: int, positions: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """As `log_probs_of`, for the last frames of a sequence; see `Encoder.resume`."""
+        hidden, present = self.wav2vec2.encoder.resume(hidden.to(self.dtype), n_lead, positions, past)
+        return F.log_softmax(self.lm_head(hidden), -1, dtype=torch.float32), present
 
     @torch.inference_mode()
     def log_probs_of(self, hidden: Tensor) -> Tensor:

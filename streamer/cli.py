@@ -207,6 +207,13 @@ def serve(arguments: Sequence[str]) -> int:
         "--max-sessions", type=int, default=32, metavar="N", help="fewer where more would make steps late"
     )
     limits.add_argument("--no-load-limit", action="store_true", help="take --max-sessions even where steps get late")
+    limits.add_argument(
+        "--refresh-ms",
+        type=int,
+        default=60_000,
+        metavar="MS",
+        help="partials compute again only so much of what was heard before: more sessions, rougher partials",
+    )
     limits.add_argument("--sessions-per-client", type=int, metavar="N", help="of one key or, without keys, one address")
     limits.add_argument(
         "--resume-seconds",

@@ -27,7 +27,7 @@ from core.engine import Engine, StreamConfig
 from streamer.auth import Access, is_loopback_name
 from streamer.http import http_protocol, websocket_protocol
 from streamer.hub import Hub, Limits
-from streamer.protocols.native import Start
+from streamer.protocols.native import ProtocolError, Start, parse_start
 from streamer.recognizer import Recognizer, read_hotwords
 from streamer.server import create_app
 
@@ -227,7 +227,10 @@ def run_server(args: argparse.Namespace) -> int:
         connections=4 * args.max_sessions + 256,
     )
     access = Access(tuple(keys), is_loopback, tuple(args.allow_origin), tuple(args.allow_host))
-    defaults = Start(model=engine.model.name, latency=args.latency)
+    try:
+        defaults = parse_start({"latency": args.latency, "refresh_ms": args.refresh_ms}, Start(model=engine.model.name))
+    except ProtocolError as e:
+        raise ServerError(f"--{str(e).replace('_', '-')}") from e
     app = create_app(engine, defaults, access, limits, others, wyoming, share_cores([engine, *others], threads))
     server = make_server(app, limits, args.tls_cert, args.tls_key)
     try:

@@ -28,6 +28,7 @@ ENDPOINT_MS = (100, 10_000)  # shortest and longest pause that may end a segment
 SILENCE_MS = (500, 30_000)  # of silence that is let go of
 SEGMENT_MS = (2_000, 30_000)  # shortest and longest segment that may be the longest
 COMMIT_MS = (0, 60_000)
+REFRESH_MS = (200, 60_000)
 
 
 class ProtocolError(Exception):
@@ -52,6 +53,7 @@ class Start:
     silence_ms: int = 3000  # so much of it without a word is let go of
     max_segment_ms: int = 20_000  # a segment of this length is cut where it pauses longest
     commit_ms: int = COMMIT_MS[1]  # words are committed this long after their end, if not with their final before
+    refresh_ms: int = REFRESH_MS[1]  # of what was heard before is computed again by each step, at most
     partials: bool = True  # whether partials are sent
     words: bool = True  # whether messages list words with times
     hotwords: HotWords = field(default=(), repr=False)  # words or phrases, and by how much they become likelier
@@ -63,12 +65,12 @@ class Start:
 
     def config(self) -> StreamConfig:
         """The engine's settings for this session."""
-        after, before, longest, commit = (
+        after, before, longest, commit, refresh = (
             max(1, ms * SAMPLE_RATE // 1000 // HOP)
-            for ms in (self.endpoint_ms, self.silence_ms, self.max_segment_ms, self.commit_ms)
+            for ms in (self.endpoint_ms, self.silence_ms, self.max_segment_ms, self.commit_ms, self.refresh_ms)
         )
         rules = EndpointConfig(after_speech=after, before_speech=before, max_length=longest)
-        return StreamConfig.preset(self.latency, endpoint=rules, commit_after=commit)
+        return StreamConfig.preset(self.latency, endpoint=rules, commit_after=commit, refresh=refresh)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,7 @@ def parse_start(options: Mapping[str, object], defaults: Start, models: Sequence
         silence_ms=_integer(options, "silence_ms", defaults.silence_ms, *SILENCE_MS),
         max_segment_ms=_integer(options, "max_segment_ms", defaults.max_segment_ms, *SEGMENT_MS),
         commit_ms=_integer(options, "commit_ms", defaults.commit_ms, *COMMIT_MS),
+        refresh_ms=_integer(options, "refresh_ms", defaults.refresh_ms, *REFRESH_MS),
         encoding=_choice(options, "encoding", defaults.encoding, tuple(ENCODINGS)),
         latency=_choice(options, "latency", defaults.latency, LATENCIES),
         model=_choice(options, "model", defaults.model, tuple(dict.fromkeys((defaults.model, *models)))),

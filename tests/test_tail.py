@@ -1,0 +1,125 @@
+"""Steps that compute the newest frames of their window alone, on random weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from core.acoustic import AcousticModel
+from core.configuration import Wav2Vec2Config
+from core.engine import Engine, StreamConfig
+from core.tail import LONGEST, Memory, Step, emit_steps
+from core.tokenizer import Wav2Vec2Tokenizer
+from core.wav2vec2 import Wav2Vec2ForCTC
+
+
+def make_model(tmp_tokens: Wav2Vec2Tokenizer, layers: int, stable: bool, sinusoids: bool) -> AcousticModel:
+    torch.manual_seed(3)
+    config = Wav2Vec2Config(
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=48,
+        conv_dim=(16,) * 7,
+        feat_extract_norm="layer",
+        do_stable_layer_norm=stable,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=4,
+        vocab_size=32,
+        add_sinusoids=sinusoids,
+    )
+    return AcousticModel(Wav2Vec2ForCTC(config), tmp_tokens)
+
+
+@pytest.fixture
+def tokenizer(tiny_model_dir: object) -> Wav2Vec2Tokenizer:
+    tokenizer = Wav2Vec2Tokenizer.from_pretrained(tiny_model_dir)  # type: ignore[arg-type]
+    tokenizer.do_normalize = False
+    return tokenizer
+
+
+def features(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, 32)).astype(np.float32)
+
+
+@pytest.mark.parametrize("stable", [True, False])
+@pytest.mark.parametrize("sinusoids", [True, False])
+def test_without_memory_a_step_is_a_window(tokenizer: Wav2Vec2Tokenizer, stable: bool, sinusoids: bool) -> None:
+    model = make_model(tokenizer, 3, stable, sinusoids)
+    window = features(60)
+    (found,) = emit_steps(model, [Step(window, 40, Memory(), 10)])
+    np.testing.assert_allclose(found, model.emit_features([window])[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("stable", [True, False])
+@pytest.mark.parametrize("sinusoids", [True, False])
+def test_one_layer_is_exact(tokenizer: Wav2Vec2Tokenizer, stable: bool, sinusoids: bool) -> None:
+    """Keys and values of a single layer hang on the positional convolution alone, whose taps are all refreshed."""
+    model = make_model(tokenizer, 1, stable, sinusoids)
+    heard, memory = features(120), Memory()
+    for end in (50, 60, 75, 75, 110, 120):
+        known = Step(heard[:end], 0, memory, 8).n_known
+        (found,) = emit_steps(model, [Step(heard[:end], 0, memory, 8)])
+        assert found.shape == (end, 32) and (memory.first_frame, memory.end_frame) == (0, end)
+        np.testing.assert_allclose(found[known:], model.emit_features([heard[:end]])[0][known:], atol=1e-5)
+    assert known == 102
+
+
+def test_streams_in_a_batch_do_not_hear_each_other(tokenizer: Wav2Vec2Tokenizer) -> None:
+    model = make_model(tokenizer, 3, True, True)
+    heard = [features(200, seed) for seed in range(4)]
+
+    def run(together: bool) -> list[np.ndarray]:
+        memories = [Memory() for _ in heard]
+        rows = []
+        for start, end in ((0, 60), (10, 80), (30, 100), (32, 102)):
+            steps = [
+                Step(one[start + 5 * i : end + 5 * i], start + 5 * i, memory, 20)
+                for i, (one, memory) in enumerate(zip(heard, memories, strict=True))
+            ]
+            rows += emit_steps(model, steps) if together else [emit_steps(model, [step])[0] for step in steps]
+        return rows
+
+    for together, alone in zip(run(True), run(False), strict=True):
+        np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_what_does_not_follow_is_computed_anew(tokenizer: Wav2Vec2Tokenizer) -> None:
+    model = make_model(tokenizer, 2, True, True)
+    heard, memory = features(LONGEST + 400), Memory()
+    for start, end, known in (
+        (0, 100, 0),
+        (20, 120, 60),
+        (320, 420, 0),  # a gap
+        (300, 400, 0),  # back
+        (320, 420, 60),
+        (1220, 1320, 0),
+    ):
+        step = Step(heard[start:end], start, memory, 20)
+        assert step.n_known == known
+        (found,) = emit_steps(model, [step])
+        if not known:
+            np.testing.assert_allclose(found, model.emit_features([heard[start:end]])[0], atol=1e-5)
+    memory = Memory()
+    for start in range(0, LONGEST + 200, 25):  # positions never grow beyond what models have been trained with
+        emit_steps(model, [Step(heard[start : start + 100], start, memory, 20)])
+        assert memory.end_frame - memory.origin <= LONGEST
+
+
+def test_finals_are_the_same(tokenizer: Wav2Vec2Tokenizer) -> None:
+    """They run as a whole; random weights say something in every frame, so nothing but length ends a segment."""
+    model = make_model(tokenizer, 2, True, False)
+    samples = np.random.default_rng(5).standard_normal(16_000 * 25).astype(np.float32) * 0.1
+
+    def finals(refresh: int) -> list[str]:
+        engine = Engine(model)
+        stream = engine.new_stream(replace(StreamConfig.preset("balanced"), refresh=refresh))
+        stream.push(samples)
+        stream.finish()
+        return [event.text for event in engine.drain(stream) if event.is_final]  # type: ignore[union-attr]
+
+    whole = finals(1000)
+    assert any(whole) and finals(40) == whole

@@ -8,8 +8,10 @@ import queue
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from core.transcript import Event, Gap
 
@@ -51,14 +53,49 @@ def find_typist(environment: Mapping[str, str] = os.environ) -> Callable[[str], 
     return lambda text: keyboard.type(text)
 
 
-def run_tool(command: list[str], text: str) -> None:
-    """Raises DesktopError where it fails."""
+def find_copier(environment: Mapping[str, str] = os.environ) -> Callable[[str], None]:
+    """What puts a text into the clipboard.
+
+    Raises:
+        DesktopError: there is none, or no tool for it.
+    """
+    if sys.platform.startswith("linux"):
+        wayland, x11 = environment.get("WAYLAND_DISPLAY"), environment.get("DISPLAY")
+        tools = [["wl-copy"]] if wayland else []
+        tools += [["xclip", "-selection", "clipboard"], ["xsel", "--clipboard", "--input"]] if x11 else []
+        for tool in tools:
+            if shutil.which(tool[0]):
+                return lambda text, tool=tool: run_tool(tool, text)  # type: ignore[misc]
+        raise DesktopError("--clipboard finds none; install xclip (X11) or wl-clipboard (Wayland)")
     try:
-        subprocess.run(command, input=text, text=True, capture_output=True, timeout=PATIENCE_S, check=True)
-    except subprocess.CalledProcessError as e:
-        raise DesktopError(f"{command[0]} failed: {' '.join(str(e.stderr).split()) or e.returncode}") from e
-    except (OSError, subprocess.TimeoutExpired) as e:
-        raise DesktopError(f"{command[0]} failed: {e}") from e
+        import pyperclip
+    except ImportError as e:
+        raise DesktopError("--clipboard needs the extra `desktop`: pip install 'streamer[desktop]'") from e
+
+    def copy(text: str) -> None:
+        try:
+            pyperclip.copy(text)
+        except pyperclip.PyperclipException as e:
+            raise DesktopError(f"cannot copy: {e}") from e
+
+    return copy
+
+
+def run_tool(command: list[str], text: str) -> None:
+    """Gives a text to a tool; one that stays to serve the clipboard holds no pipe of ours and outlives Ctrl-C.
+
+    Raises:
+        DesktopError: it fails.
+    """
+    with tempfile.TemporaryFile("w+") as told:
+        run = partial(subprocess.run, stdout=subprocess.DEVNULL, stderr=told, start_new_session=True)
+        try:
+            run(command, input=text, text=True, timeout=PATIENCE_S, check=True)
+        except subprocess.CalledProcessError as e:
+            told.seek(0)
+            raise DesktopError(f"{command[0]} failed: {' '.join(told.read().split()) or e.returncode}") from e
+        except (OSError, subprocess.TimeoutExpired) as e:
+            raise DesktopError(f"{command[0]} failed: {e}") from e
 
 
 class Typist:
@@ -86,31 +123,16 @@ class Typist:
 
 
 class Clipboard:
-    """Holds the whole transcript, after every final.
+    """Holds the whole transcript, after every final."""
 
-    Raises:
-        DesktopError: there is no clipboard.
-    """
-
-    def __init__(self) -> None:
-        try:
-            import pyperclip
-        except ImportError as e:
-            raise DesktopError("--clipboard needs the extra `desktop`: pip install 'streamer[desktop]'") from e
-        self._copy: Callable[[str], None] = pyperclip.determine_clipboard()[0]
-        self._errors: type[Exception] = pyperclip.PyperclipException
+    def __init__(self, copy: Callable[[str], None]) -> None:
+        self._copy = copy
         self._lines: list[str] = []
-        if not self._copy:  # what stands for no clipboard is false
-            raise DesktopError("--clipboard finds none; install xclip (X11) or wl-clipboard (Wayland)")
 
     def event(self, event: Event) -> None:
-        if isinstance(event, Gap) or not event.is_final or not event.text:
-            return
-        self._lines.append(event.text)
-        try:
+        if not isinstance(event, Gap) and event.is_final and event.text:
+            self._lines.append(event.text)
             self._copy("\n".join(self._lines))
-        except self._errors as e:
-            raise DesktopError(f"cannot copy: {e}") from e
 
     def close(self) -> None:
         """The clipboard keeps its text."""

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from clients.captions_file import CaptionsFile
 from clients.controls import Screen, Status, level_db
-from clients.desktop import Clipboard, Command, DesktopError, Typist, find_typist
+from clients.desktop import Clipboard, Command, DesktopError, Typist, find_copier, find_typist
 from clients.file import open_audio
 from clients.live_input import LiveInput, PlayedFile, SteadyMicrophone
 from clients.microphone import Heard
@@ -75,7 +75,7 @@ class LiveSession:
         if args.captions_file is not None:
             self.sinks.append(CaptionsFile(args.captions_file))
         if args.clipboard:
-            self.sinks.append(Clipboard())
+            self.sinks.append(Clipboard(find_copier()))
         if args.type:
             self.sinks.append(Typist(find_typist()))
         if args.exec is not None:

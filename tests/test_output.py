@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from clients.captions_file import CaptionsFile
-from clients.desktop import Clipboard, Command, DesktopError, Typist, find_typist
+from clients.desktop import Command, DesktopError, Typist, find_copier, find_typist, run_tool
 from clients.recording import Recording
 from core.captions import to_srt, to_vtt
 from core.transcript import Gap, Transcript, Word, make_transcript
@@ -183,13 +183,20 @@ def test_typing_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_clipboard_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("pyperclip")
     if not sys.platform.startswith("linux"):
         pytest.skip("the displays of Linux")
-    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
-        monkeypatch.delenv(name, raising=False)
     with pytest.raises(DesktopError, match="xclip"):
-        Clipboard()
+        find_copier({})
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(DesktopError, match="wl-clipboard"):
+        find_copier({"WAYLAND_DISPLAY": "wayland-0", "DISPLAY": ":0"})
+
+
+def test_a_tool_that_fails_is_told() -> None:
+    with pytest.raises(DesktopError, match="^sh failed: it is broken$"):
+        run_tool(["sh", "-c", "echo it is broken >&2; exit 2"], "x")
+    with pytest.raises(DesktopError, match="none-such failed"):
+        run_tool(["none-such"], "x")
 
 
 def test_a_command_gets_each_final_in_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,7 +13,7 @@ import pytest
 from test_console import said
 
 from clients.controls import Status
-from clients.desktop import Clipboard, Typist, find_typist
+from clients.desktop import Typist, find_typist
 from clients.window import THEMES, Window, WindowError
 from core.transcript import Gap
 
@@ -97,20 +97,35 @@ def test_words_are_typed_into_the_focused_window(window: Window) -> None:
     assert entry.get() == "IT'S GIVEN "
 
 
-def test_finals_are_copied(display: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the X server's clipboard: another program gets the transcript so far."""
-    pytest.importorskip("pyperclip")
+COPY = """
+import os, signal, sys
+sys.path.insert(0, "tests")
+from test_console import said
+from clients.desktop import Clipboard, find_copier
+clipboard = Clipboard(find_copier())
+for n, text in enumerate(("IT'S GIVEN ME", "THE KEY")):
+    clipboard.event(said("NOT YET", 1, segment=n))
+    clipboard.event(said(text, 9, is_final=True, segment=n))
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+os.killpg(0, signal.SIGINT)
+clipboard.close()
+"""
+
+
+def test_finals_are_copied(display: str) -> None:
+    """Another program gets the transcript from the X server, also after Ctrl-C; nobody waits for a closed pipe."""
     if shutil.which("xclip") is None:
         pytest.skip("xclip is not installed")
-    monkeypatch.setenv("DISPLAY", display)
-    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    clipboard = Clipboard()
-    for n, text in enumerate(("IT'S GIVEN ME", "THE KEY")):
-        clipboard.event(said("NOT YET", 1, segment=n))
-        clipboard.event(said(text, 9, is_final=True, segment=n))
-    command = ["xclip", "-selection", "clipboard", "-o"]
-    pasted = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    assert pasted.stdout == "IT'S GIVEN ME\nTHE KEY"
+    environment = {name: value for name, value in os.environ.items() if name != "WAYLAND_DISPLAY"} | {
+        "DISPLAY": display
+    }
+    commands = [sys.executable, "-c", COPY], ["xclip", "-selection", "clipboard", "-o"]
+    for command in commands:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, start_new_session=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert done.stdout == "IT'S GIVEN ME\nTHE KEY"
 
 
 def test_screenshot(window: Window, tmp_path: Path) -> None:

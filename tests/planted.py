@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 
 from core.audio import HOP, RECEPTIVE_FIELD, Samples, n_frames, n_samples_for
 from core.decoder import Alphabet
@@ -54,6 +55,10 @@ class PlantedModel:
     n_slots: int = 0
     alphabet: Alphabet = ALPHABET
     tokenizer: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(do_normalize=False))
+    model: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(device=torch.device("cpu")))
+
+    def reserve(self, n_streams: int) -> None:
+        """Needs no room."""
 
     def emit(self, windows: Sequence[Samples]) -> list[np.ndarray]:
         self.lengths.append(len(windows))

@@ -183,7 +183,7 @@ def test_twelve_at_once_say_what_each_says_alone(tiny_model_dir: Path) -> None:
     data = [noise(20, seed) for seed in range(12)]
 
     async def test() -> None:
-        async with process(tiny_model_dir) as server:
+        async with process(tiny_model_dir, "--dtype", "float32") as server:
             alone = [await transcript(server.url, some) for some in data]
             assert await asyncio.gather(*(transcript(server.url, some) for some in data)) == alone
             assert await server.metric("streamer_gaps_total") == 0

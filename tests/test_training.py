@@ -399,6 +399,17 @@ def test_the_command_adapts_a_model(
     assert len((tmp_path / "texts" / "set.tsv").read_text().splitlines()) == 10
 
 
+def test_what_is_frozen_stays(manifest: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    arguments = ["--manifest", str(manifest), "--model", str(tiny_model_dir), "--steps", "2", "--learning-rate", "1e-2"]
+    assert main(["finetune", *arguments, "--freeze", "1", "--output", str(tmp_path / "mine")]) == 0
+    before, after = (Wav2Vec2ForCTC.from_pretrained(path).state_dict() for path in (tiny_model_dir, tmp_path / "mine"))
+    moved = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
+    assert moved and not any("extractor" in name or "pos_conv" in name or "layers.0." in name for name in moved)
+    assert any("layers.1." in name for name in moved) and "lm_head.weight" in moved
+    with pytest.raises(ValueError, match="from 0 to 1 blocks. Found: 99"):
+        main(["finetune", *arguments, "--freeze", "99", "--output", str(tmp_path / "no")])
+
+
 def test_error_rates_are_jiwers(manifest: Path, tiny_model_dir: Path) -> None:
     score = evaluate(AcousticModel.load(tiny_model_dir, "cpu"), read_set(manifest))
     references, texts = [h.reference for h in score.heard], [h.text for h in score.heard]

@@ -109,6 +109,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--encoder-rate", type=float, default=0.7, metavar="SHARE", help="of the learning rate; default: %(default)s"
     )
+    command.add_argument(
+        "--freeze", type=int, metavar="N", help="keep the extractor and the first N blocks as they are"
+    )
     command.add_argument("--workers", type=int, default=1, metavar="N", help="threads that make batches ahead")
     command.add_argument(
         "--manifest",

@@ -23,7 +23,7 @@ from core.training.augment import Augment
 from core.training.corpus import Clip, Corpus, Speech, hours, load_manifest
 from core.training.distil import distil
 from core.training.evaluate import evaluate, write_texts
-from core.training.finetune import Teaching, finetune
+from core.training.finetune import Teaching, finetune, freeze
 from core.training.language_model import build_language_model
 from core.training.manifest import read_set
 from core.training.plot import plot
@@ -148,6 +148,10 @@ def run_finetune(args: argparse.Namespace) -> int:
         config = replace(config, mask_feature_prob=args.mask_feature)
     # A pre-trained encoder comes without a head.
     model = load_model(Wav2Vec2ForCTC, directory, config=config, allow_missing=("lm_head.",)).to(device)
+    if args.freeze is not None:
+        if not 0 <= args.freeze < config.num_hidden_layers:
+            raise ValueError(f"--freeze must be from 0 to {config.num_hidden_layers - 1} blocks. Found: {args.freeze}")
+        freeze(model, args.freeze)
     if not 0 <= args.consistency <= 1:
         raise ValueError(f"--consistency must be from 0 to 1. Found: {args.consistency}")
     corpus = Corpus(load_clips(args.manifest), tokenizer, make_augment(args.noise), args.batch_s, args.seed)

@@ -68,6 +68,19 @@ def training_loss(
     return loss
 
 
+def freeze(model: Wav2Vec2ForCTC, n_blocks: int) -> None:
+    """Keeps all before the encoder's blocks, and the first of those: half of the time, and less to forget."""
+    network = model.wav2vec2
+    encoder = network.encoder
+    for part in (
+        network.feature_extractor,
+        network.feature_projection,
+        encoder.pos_conv_embed,
+        *encoder.layers[:n_blocks],
+    ):
+        part.requires_grad_(False)
+
+
 def finetune(
     model: Wav2Vec2ForCTC,
     corpus: Corpus,

@@ -405,7 +405,7 @@ def test_what_is_frozen_stays(manifest: Path, tiny_model_dir: Path, tmp_path: Pa
     before, after = (Wav2Vec2ForCTC.from_pretrained(path).state_dict() for path in (tiny_model_dir, tmp_path / "mine"))
     moved = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
     assert moved and not any("extractor" in name or "pos_conv" in name or "layers.0." in name for name in moved)
-    assert any("layers.1." in name for name in moved) and "lm_head.weight" in moved
+    assert "lm_head.weight" in moved
     with pytest.raises(ValueError, match="from 0 to 1 blocks. Found: 99"):
         main(["finetune", *arguments, "--freeze", "99", "--output", str(tmp_path / "no")])
 

@@ -149,8 +149,8 @@ def run_finetune(args: argparse.Namespace) -> int:
     # A pre-trained encoder comes without a head.
     model = load_model(Wav2Vec2ForCTC, directory, config=config, allow_missing=("lm_head.",)).to(device)
     if args.freeze is not None:
-        if not 0 <= args.freeze < config.num_hidden_layers:
-            raise ValueError(f"--freeze must be from 0 to {config.num_hidden_layers - 1} blocks. Found: {args.freeze}")
+        if not 0 <= args.freeze <= config.num_hidden_layers:
+            raise ValueError(f"--freeze must be from 0 to {config.num_hidden_layers} blocks. Found: {args.freeze}")
         freeze(model, args.freeze)
     if not 0 <= args.consistency <= 1:
         raise ValueError(f"--consistency must be from 0 to 1. Found: {args.consistency}")

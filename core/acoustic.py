@@ -22,6 +22,7 @@ from core.audio import Samples
 from core.checkpoint import load_model, resolve
 from core.decoder import Alphabet
 from core.precision import is_fast, pack
+from core.statistics import Statistics
 from core.stitcher import LogProbs
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.wav2vec2 import Wav2Vec2ForCTC
@@ -29,6 +30,7 @@ from core.wav2vec2 import Wav2Vec2ForCTC
 logger = logging.getLogger(__name__)
 
 Features = NDArray[np.float32]  # (n_frames, hidden), what the encoder is given
+ChannelNorm = NDArray[np.float32]  # (2, channel), factors and summands
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 SLOTS = 256  # streams of one latency whose windows a GPU holds, unless more are asked for
@@ -103,9 +105,11 @@ class AcousticModel:
         self.hop = config.hop
         self.receptive_field = config.receptive_field
         self.alphabet = alphabet_of(tokenizer, config.vocab_size)
+        self.normalises = tokenizer.do_normalize  # its input, over time
+        self.norms_channels = config.feat_extract_norm == "group"  # of the first convolution, over time
         # Numbers a frame of its features, where these depend on its receptive field alone, whatever the window.
-        is_local = config.feat_extract_norm == "layer" and not tokenizer.do_normalize
-        self.n_local_features = config.hidden_size if is_local else 0
+        self.n_features = config.hidden_size
+        self.n_local_features = 0 if self.normalises or self.norms_channels else self.n_features
         # Streams whose windows may stay on the device (`core.slots`); without, every window is sent as a whole.
         self.n_slots = SLOTS if self.model.device.type == "cuda" else 0
         # Networks are surer than they are right: a word's confidence is its letters' probability to this power.
@@ -155,18 +159,37 @@ class AcousticModel:
         padded = [np.pad(window, (0, short - len(window))) if len(window) < short else window for window in windows]
         return self.in_batches(self.model.log_probs, padded, MAX_BATCH_SAMPLES)
 
-    def features(self, windows: Sequence[Samples]) -> list[Features]:
-        """What the encoder is given of each window, of one frame at least."""
-        return self.in_batches(self.model.embed, windows, MAX_BATCH_SAMPLES)
+    def statistics(self) -> Statistics | None:
+        """To be kept of a stream, where the model is one that normalises over time."""
+        if self.norms_channels and not self.n_slots:
+            return Statistics.of(self.config.conv_kernel[0], self.config.conv_stride[0])
+        return Statistics() if self.normalises else None
+
+    def channel_norm(self, statistics: Statistics) -> ChannelNorm:
+        """(2, channel) factors and summands that norm the first convolution of samples as they came."""
+        mean, covariance = torch.from_numpy(statistics.mean), torch.from_numpy(statistics.covariance)
+        power = float(statistics.moments[1]) ** 2 if self.normalises else 1.0
+        with torch.inference_mode():
+            norm = self.model.wav2vec2.feature_extractor.channel_norm(mean, covariance, power)
+            return np.asarray(torch.stack(norm).float().numpy())
+
+    def features(self, windows: Sequence[Samples], norms: Sequence[ChannelNorm] | None = None) -> list[Features]:
+        """What the encoder is given of each window, of one frame at least; with the norms of its channels, if any."""
+        return self.in_batches(self.model.embed, windows, MAX_BATCH_SAMPLES, norms)
 
     def emit_features(self, features: Sequence[Features]) -> list[LogProbs]:
         """Log-probabilities of windows whose features are known."""
         return self.in_batches(self.model.log_probs_of, features, MAX_BATCH_SAMPLES // self.hop)
 
     def in_batches(
-        self, run: Callable[[Tensor], Tensor], arrays: Sequence[NDArray[np.float32]], most: int
+        self,
+        run: Callable[..., Tensor],
+        arrays: Sequence[NDArray[np.float32]],
+        most: int,
+        others: Sequence[NDArray[np.float32]] | None = None,
     ) -> list[NDArray[np.float32]]:
-        """`run` of each array, those of one length together, `most` rows at a time."""
+        """`run` of each array, and of its place in `others`; those of one length together, `most` rows at a time."""
+        columns = [arrays] if others is None else [arrays, others]
         groups: dict[int, list[int]] = defaultdict(list)
         for i, array in enumerate(arrays):
             groups[len(array)].append(i)
@@ -175,8 +198,9 @@ class AcousticModel:
             per_call = max(1, most // length)
             for first in range(0, len(members), per_call):
                 part = members[first : first + per_call]
-                batch = torch.from_numpy(np.stack([arrays[i] for i in part]))
-                results.update(zip(part, run(batch.to(self.model.device)).float().cpu().numpy(), strict=True))
+                batch = [torch.from_numpy(np.stack([column[i] for i in part])) for column in columns]
+                rows = run(*(tensor.to(self.model.device) for tensor in batch))
+                results.update(zip(part, rows.float().cpu().numpy(), strict=True))
         return [results[i] for i in range(len(arrays))]
 
 

@@ -27,9 +27,11 @@ from core.audio import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, Samples, check_samples
 from core.decoder import Decode, GreedyDecoder, WordSpan
 from core.endpoint import EndpointConfig, find_endpoint
 from core.feature_cache import Window, read_features
+from core.features import normalize
 from core.ring_buffer import RingBuffer
 from core.silence import still_value
 from core.slots import Resident, Slot, Slots
+from core.statistics import Statistics
 from core.stitcher import MARGIN, Emission, LogProbs, StitchedFrames, empty, stitch
 from core.tail import Memory, Step, emit_steps
 from core.transcript import Event, Gap, Transcript, Word, make_transcript
@@ -110,31 +112,6 @@ class Pass:
     is_barrier: bool = False  # a final pass that a flush asked for
 
 
-@dataclass(slots=True)
-class Statistics:
-    """Running mean and variance of all samples heard, for models that want normalised input."""
-
-    n: int = 0
-    total: float = 0.0
-    squares: float = 0.0
-
-    def add(self, samples: Samples) -> None:
-        wide = samples.astype(np.float64)
-        self.n += len(wide)
-        self.total += float(wide.sum())
-        self.squares += float(wide @ wide)
-
-    @property
-    def moments(self) -> tuple[float, np.float64]:
-        """Mean and deviation."""
-        mean = self.total / self.n
-        return mean, np.sqrt(np.float64(max(0.0, self.squares / self.n - mean * mean) + 1e-7))
-
-    def normalise(self, samples: Samples) -> Samples:
-        mean, deviation = self.moments
-        return np.asarray((samples - mean) / deviation, np.float32)
-
-
 def no_words(log_probs: LogProbs, start_frame: int, is_draft: bool = False) -> list[WordSpan]:
     """The decoder of a stream that no engine has made."""
     return []
@@ -147,11 +124,16 @@ class Stream:
         self,
         config: StreamConfig,
         n_vocab: int,
-        normalises: bool = False,
+        statistics: Statistics | None = None,
         decode: Decode = no_words,
         n_features: int = 0,
     ) -> None:
-        """`n_features`: numbers a frame that are kept of what the model made of it before its encoder; 0 keeps none."""
+        """A stream without history.
+
+        Args:
+            statistics: of what is heard, for models that normalise by them.
+            n_features: numbers a frame that are kept of what the model made of it before its encoder; 0 keeps none.
+        """
         self.config = config
         self.decode = decode
         self.shows_partials = True  # False saves decoding them, where no word could be committed by one
@@ -172,8 +154,7 @@ class Stream:
         self.settled_frame = 0
         self.last_partial: tuple[str, int] = ("", 0)
         self.is_finished = False
-        self.statistics = Statistics() if normalises else None
-        self.measured = 0  # samples that the statistics have seen
+        self.statistics = statistics
         self.slot: Slot | None = None  # where the last window is on the device
         self.memory = Memory()  # of the last step's window
         self.is_still = False  # nothing moved in the last window, and no model was run for it
@@ -284,9 +265,8 @@ class Engine:
         """A stream; `decode` instead of the engine's way from frames to words, for its own hot words say."""
         n_vocab = len(self.alphabet.tokens)
         config = config or StreamConfig.preset("balanced")
-        normalises = self.model.tokenizer.do_normalize
-        n_features = 0 if self.model.n_slots else self.model.n_local_features
-        return Stream(config, n_vocab, normalises, decode or self.decode, n_features)
+        n_features = 0 if self.model.n_slots else self.model.n_features
+        return Stream(config, n_vocab, self.model.statistics(), decode or self.decode, n_features)
 
     def step(self, streams: Sequence[Stream]) -> list[list[Event]]:
         """Runs one window of every stream that is ready, as one batch.
@@ -318,10 +298,11 @@ class Engine:
                 statistics = self.statistics(stream, task)
                 moments = (0.0, 1.0) if statistics is None else statistics.moments
                 resident[slot.slots][i] = Resident(slot, stream.buffer, task.start_sample, moments)
-            elif stream.features is None or n < RECEPTIVE_FIELD:
+            elif stream.features is None or n < RECEPTIVE_FIELD or (stream.statistics and task.cut is not None):
                 plain[i] = self.window(stream, task)
             else:
-                cached[i] = Window(stream.buffer, stream.features, task.start_sample, task.end_sample)
+                place = task.start_sample, task.end_sample
+                cached[i] = Window(stream.buffer, stream.features, *place, stream.statistics, stream.config.hop)
         if plain:
             results |= zip(plain, self.model.emit(list(plain.values())), strict=True)
         if cached:
@@ -377,15 +358,12 @@ class Engine:
         return events
 
     def window(self, stream: Stream, task: Pass) -> Samples:
-        """The samples of a pass, normalised where the model wants it."""
+        """The samples of a pass, normalised where the model wants it: a final pass by itself, as an offline pass is."""
         samples = stream.buffer.read(task.start_sample, task.end_sample)
         statistics = self.statistics(stream, task) if len(samples) else None
-        if statistics is None:
+        if statistics is None or not self.model.normalises:
             return samples
-        if task.cut is not None:
-            statistics = Statistics()  # a final pass is normalised by itself, as an offline pass is
-            statistics.add(samples)
-        return statistics.normalise(samples)
+        return statistics.normalise(samples) if task.cut is None else normalize(samples)
 
     def statistics(self, stream: Stream, task: Pass) -> Statistics | None:
         """Of all that was heard up to the end of a pass, where the model wants them."""
@@ -394,10 +372,7 @@ class Engine:
             return None
         if task.cut is None and stream.stable_after(task) < stream.target:
             statistics = replace(statistics)  # a step that may be left out leaves no trace
-            statistics.add(stream.buffer.read(stream.measured, task.end_sample))
-        elif task.end_sample > stream.measured:
-            statistics.add(stream.buffer.read(stream.measured, task.end_sample))
-            stream.measured = task.end_sample
+        statistics.hear(stream.buffer, task.end_sample)
         return statistics
 
     def advance(self, stream: Stream, task: Pass, log_probs: LogProbs) -> list[Event]:
@@ -489,6 +464,8 @@ class Engine:
         stream.pending = None
         if task.is_barrier:
             stream.barriers.popleft()
+            if stream.features is not None and stream.statistics is not None:
+                stream.features.restart(0)  # the steps that follow end elsewhere, and each hears by what it had heard
         first = stream.frames.start_frame
         rows = Emission(log_probs, task.start_sample // HOP).since(first).log_probs[: task.cut - first]
         spans = stream.decode(rows, first)
@@ -550,10 +527,8 @@ class Engine:
 
     def emit_long(self, samples: Samples, stream: Stream) -> LogProbs:
         """(n_frames, n_vocab) of a whole recording; beyond the longest segment in windows with generous context."""
-        if stream.statistics is not None and len(samples):
-            whole = Statistics()
-            whole.add(samples)
-            samples = whole.normalise(samples)
+        if self.model.normalises and len(samples):
+            samples = normalize(samples)
         config = stream.config
         total = n_frames(max(len(samples), RECEPTIVE_FIELD))
         longest, margin = config.endpoint.max_length + 4 * config.context, 2 * config.context

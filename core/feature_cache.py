@@ -1,18 +1,23 @@
 """Features of overlapping windows, computed once a frame.
 
-With layer norm, and input that is not normalised by its window, what the extractor makes of a frame depends on its
-receptive field alone, and all windows start on the frame grid: a window's features are those that earlier windows of
-its stream left in a ring, and the new ones. Up to the rounding of products of other sizes nothing changes.
+With layer norm, and input that is taken as it is, what the extractor makes of a frame depends on its receptive field
+alone, and all windows start on the frame grid: a window's features are those that earlier windows of its stream left
+in a ring, and the new ones. Up to the rounding of products of other sizes nothing changes.
+
+Models that normalise input or channels over time are given the statistics of the stream instead of a window's. Each
+hop's frames are computed by what had been heard up to its end, whenever they are computed: steps that are left out
+change nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from core.acoustic import AcousticModel, Features
-from core.audio import HOP, n_frames, n_samples_for
+from core.acoustic import AcousticModel, ChannelNorm, Features
+from core.audio import HOP, Samples, n_frames, n_samples_for
 from core.ring_buffer import RingBuffer
+from core.statistics import Statistics
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,22 +28,43 @@ class Window:
     features: RingBuffer  # a row a frame
     start_sample: int  # a multiple of the hop
     end_sample: int
+    statistics: Statistics | None = None  # of the stream
+    step: int = 1  # frames between the ends of windows, where there are statistics
+
+    def missing(self) -> Iterator[tuple[int, int]]:
+        """Frames [start, end) to compute, in order."""
+        start, end = self.features.end, self.end_frame
+        while start < end:
+            n = end - start if self.statistics is None else (end - start - 1) % self.step + 1
+            yield start, start + n
+            start += n
+
+    @property
+    def first_frame(self) -> int:
+        return self.start_sample // HOP
+
+    @property
+    def end_frame(self) -> int:
+        return self.first_frame + n_frames(self.end_sample - self.start_sample)
 
 
 def read_features(model: AcousticModel, windows: Sequence[Window]) -> list[Features]:
     """(n_frames, hidden) of each window, which must be of different streams; what was missing is kept."""
-    places = []
+    pieces: list[tuple[Window, Samples]] = []
+    norms: list[ChannelNorm] = []
     for window in windows:
-        first = window.start_sample // HOP
-        if not window.features.start <= first <= window.features.end:  # frames between were never asked for
-            window.features.restart(first)
-        places.append((first, first + n_frames(window.end_sample - window.start_sample)))
-    missing = [
-        window.samples.read(HOP * window.features.end, n_samples_for(end)) if window.features.end < end else None
-        for window, (_, end) in zip(windows, places, strict=True)
-    ]
-    computed = iter(model.features([samples for samples in missing if samples is not None]))
-    for window, samples in zip(windows, missing, strict=True):
-        if samples is not None:
-            window.features.append(next(computed))
-    return [window.features.read(*place) for window, place in zip(windows, places, strict=True)]
+        if not window.features.start <= window.first_frame <= window.features.end:  # frames between were not asked for
+            window.features.restart(window.first_frame)
+        for start, end in window.missing():
+            samples = window.samples.read(HOP * start, n_samples_for(end))
+            if window.statistics is not None:
+                window.statistics.hear(window.samples, n_samples_for(end))
+                if model.norms_channels:
+                    norms.append(model.channel_norm(window.statistics))
+                else:
+                    samples = window.statistics.normalise(samples)
+            pieces.append((window, samples))
+    computed = model.features([samples for _, samples in pieces], norms or None)
+    for (window, _), features in zip(pieces, computed, strict=True):
+        window.features.append(features)
+    return [window.features.read(window.first_frame, window.end_frame) for window in windows]

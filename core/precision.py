@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.configuration import Wav2Vec2Config
+from core.statistics import channel_norm
 from core.wav2vec2 import Attention, ConvLayer, FeedForward, PositionalConvEmbedding, Wav2Vec2ForCTC
 
 STRETCH = 100  # frames that the extractor makes at once
@@ -137,16 +138,21 @@ class FirstConvLayer(nn.Module):
         """(frame, tap) of (sample,)."""
         return samples.unfold(0, self.kernel, self.stride)
 
-    def weights(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+    def weights(self, samples: Tensor, norm: Tensor | None) -> tuple[Tensor, Tensor]:
         """Weight and bias of the convolution for the window of these samples, normed where the norm is over time."""
         if not isinstance(self.layer_norm, nn.GroupNorm):
             return self.weight, self.bias
-        taps, weight = self.taps(samples).double(), self.weight.double()
-        mean = taps.mean(0)
-        taps = taps - mean
-        variance = ((weight @ (taps.T @ taps / len(taps))) * weight).sum(1)
-        gain = self.layer_norm.weight.double() / (variance + self.layer_norm.eps).sqrt()
-        return (weight * gain[:, None]).float(), (self.layer_norm.bias - weight @ mean * gain).float()
+        if norm is None:
+            taps = self.taps(samples).double()
+            mean = taps.mean(0)
+            norm = torch.stack(self.channel_norm(mean, (taps - mean).T @ (taps - mean) / len(taps)))
+        gain, offset = norm
+        return (self.weight * gain[:, None]).float(), (self.bias * gain + offset).float()
+
+    def channel_norm(self, mean: Tensor, covariance: Tensor, power: float = 1.0) -> tuple[Tensor, Tensor]:
+        """As `FeatureExtractor.channel_norm`."""
+        assert isinstance(self.layer_norm, nn.GroupNorm)
+        return channel_norm(self.layer_norm, self.weight, self.bias, mean, covariance, power)
 
     def forward(self, samples: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """(1, frame, channel) of (sample,)."""
@@ -163,10 +169,10 @@ class PackedExtractor(nn.Module):
         self.first = FirstConvLayer(layers[0])
         self.rest = nn.Sequential(*(PackedConvLayer(layer, dtype) for layer in layers[1:]))
 
-    def extract(self, samples: Tensor) -> Tensor:
-        """(frame, channel) of the (sample,) of one window."""
+    def extract(self, samples: Tensor, norm: Tensor | None) -> Tensor:
+        """(frame, channel) of the (sample,) of one window; `norm` (2, channel) as in `FeatureExtractor`."""
         hop, field = self.config.hop, self.config.receptive_field
-        weights = self.first.weights(samples)
+        weights = self.first.weights(samples, norm)
         return torch.cat(
             [
                 self.rest(self.first(samples[hop * start : hop * (start + STRETCH - 1) + field], *weights))[0]
@@ -174,9 +180,15 @@ class PackedExtractor(nn.Module):
             ]
         )
 
-    def forward(self, input_values: Tensor) -> Tensor:
+    def forward(self, input_values: Tensor, norms: Tensor | None = None) -> Tensor:
         """Waveforms (batch, sample) to float32 features (batch, channel, frame), frame by frame in memory."""
-        return torch.stack([self.extract(samples) for samples in input_values]).float().transpose(1, 2)
+        of = [None] * len(input_values) if norms is None else norms
+        rows = [self.extract(samples, norm) for samples, norm in zip(input_values, of, strict=True)]
+        return torch.stack(rows).float().transpose(1, 2)
+
+    def channel_norm(self, mean: Tensor, covariance: Tensor, power: float) -> tuple[Tensor, Tensor]:
+        """As `FeatureExtractor.channel_norm`."""
+        return self.first.channel_norm(mean, covariance, power)
 
 
 class PackedPositions(nn.Module):

@@ -142,7 +142,7 @@ class Slots:
         rows = self.rings[places[:, :1], self.turn(places, self.n_rows)]
         if self.unit == HOP:
             return self.model.model.log_probs_of(rows)
-        if self.model.tokenizer.do_normalize:  # as `Statistics.normalise` rounds
+        if self.model.normalises:  # as `Statistics.normalise` rounds
             rows = ((rows - moments[:, :1].float()).double() / moments[:, 1:]).float()
         return self.model.model.log_probs(rows)
 

@@ -21,6 +21,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from core.configuration import Wav2Vec2Config
 from core.masking import mask_spans
+from core.statistics import channel_norm
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -81,9 +82,12 @@ class ConvLayer(nn.Module):
         windows = x.transpose(1, 2)[:, : n * kernel].reshape(len(x), n, -1)
         return F.linear(windows, weight.transpose(1, 2).flatten(1), bias).transpose(1, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, norms: Tensor | None = None) -> Tensor:
+        """`norms` (batch, 2, channel): factors and summands instead of a norm over time."""
         x = self.multiply(x) if self.is_product else self.conv(x)  # (batch, channel, time)
-        if self.layer_norm is not None:
+        if norms is not None:
+            x = x * norms[:, 0, :, None].to(x.dtype) + norms[:, 1, :, None].to(x.dtype)
+        elif self.layer_norm is not None:
             x = self.layer_norm(x.transpose(1, 2)).transpose(1, 2) if self.per_frame else self.layer_norm(x)
         return self.activation(x)
 
@@ -95,11 +99,19 @@ class FeatureExtractor(nn.Module):
         super().__init__()
         self.conv_layers = nn.ModuleList(ConvLayer(config, i) for i in range(len(config.conv_dim)))
 
-    def forward(self, input_values: Tensor) -> Tensor:
-        x = input_values[:, None]
-        for layer in self.conv_layers:
+    def forward(self, input_values: Tensor, norms: Tensor | None = None) -> Tensor:
+        """`norms`: of the first layer, see `ConvLayer`."""
+        first, *rest = self.conv_layers
+        x: Tensor = first(input_values[:, None], norms)
+        for layer in rest:
             x = layer(x)
         return x
+
+    def channel_norm(self, mean: Tensor, covariance: Tensor, power: float) -> tuple[Tensor, Tensor]:
+        """The first layer's norm over time; see `core.statistics`."""
+        first = self.conv_layers[0]
+        assert isinstance(first, ConvLayer) and isinstance(first.layer_norm, nn.GroupNorm)
+        return channel_norm(first.layer_norm, first.conv.weight[:, 0], first.conv.bias, mean, covariance, power)
 
 
 class FeatureProjection(nn.Module):
@@ -381,12 +393,12 @@ class Wav2Vec2Model(PreTrainedModel):
         n_frames = torch.tensor([self.config.n_frames(int(n)) for n in n_samples], device=n_samples.device)
         return torch.arange(n_total, device=n_samples.device)[None] < n_frames[:, None]
 
-    def embed(self, input_values: Tensor) -> tuple[Tensor, Tensor]:
+    def embed(self, input_values: Tensor, norms: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(batch, sample) to hidden states (batch, frame, hidden) before the encoder, and normalised features.
 
-        With layer norm those of a frame depend on its receptive field alone.
+        With layer norm, or given `norms`, those of a frame depend on its receptive field alone.
         """
-        hidden, normed = self.feature_projection(self.feature_extractor(input_values).transpose(1, 2))
+        hidden, normed = self.feature_projection(self.feature_extractor(input_values, norms).transpose(1, 2))
         return hidden, normed
 
     def mask_hidden(self, hidden: Tensor, mask_time_indices: Tensor | None, frames: Tensor | None) -> Tensor:
@@ -515,9 +527,9 @@ class Wav2Vec2ForCTC(PreTrainedModel):
         return F.log_softmax(output.logits, -1, dtype=torch.float32)
 
     @torch.inference_mode()
-    def embed(self, input_values: Tensor) -> Tensor:
+    def embed(self, input_values: Tensor, norms: Tensor | None = None) -> Tensor:
         """The first half of `log_probs`: (batch, sample) to hidden states (batch, frame, hidden)."""
-        return self.wav2vec2.embed(input_values.to(self.dtype))[0]
+        return self.wav2vec2.embed(input_values.to(self.dtype), norms)[0]
 
     @torch.inference_mode()
     def resume(self, hidden: Tensor, n_lead: int, positions: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:

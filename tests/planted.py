@@ -51,11 +51,16 @@ class PlantedModel:
     receptive_field: int = RECEPTIVE_FIELD
     name: str = "planted"
     confidence_exponent: float = 1.0
+    n_features: int = 0
     n_local_features: int = 0
+    normalises: bool = False
     n_slots: int = 0
     alphabet: Alphabet = ALPHABET
     tokenizer: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(do_normalize=False))
     model: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(device=torch.device("cpu")))
+
+    def statistics(self) -> None:
+        """It normalises nothing."""
 
     def reserve(self, n_streams: int) -> None:
         """Needs no room."""

@@ -10,12 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
-from core.acoustic import AcousticModel
+from core.acoustic import AcousticModel, ChannelNorm, fit
 from core.audio import HOP, SAMPLE_RATE, Samples, n_frames
+from core.checkpoint import load_config
 from core.engine import Engine, Stream, StreamConfig
 from core.feature_cache import Window, read_features
+from core.features import normalize
+from core.precision import is_fast, pack
 from core.ring_buffer import RingBuffer
+from core.tokenizer import Wav2Vec2Tokenizer
 from core.transcript import Event
 from core.wav2vec2 import Wav2Vec2ForCTC
 
@@ -70,18 +75,24 @@ def test_every_pass_hears_what_it_would_hear_alone(model: AcousticModel, packet:
     assert n_passes > 10
 
 
-def test_a_frame_is_computed_once(model: AcousticModel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("norm", ["layer", "group"])
+def test_a_frame_is_computed_once(
+    model: AcousticModel, tiny_model_dir: Path, norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model if norm == "layer" else norming(tiny_model_dir, norm, True)
     engine, samples = Engine(model), speech(12)
     compute, n_computed = model.features, 0
 
-    def counted(windows: list[Samples]) -> list[np.ndarray]:
+    def counted(windows: list[Samples], norms: list[ChannelNorm] | None) -> list[np.ndarray]:
         nonlocal n_computed
         n_computed += sum(n_frames(len(window)) for window in windows)
-        return compute(windows)
+        return compute(windows, norms)
 
     monkeypatch.setattr(model, "features", counted)
     listen(engine, engine.new_stream(), samples, 3200)
-    assert n_computed == n_frames(len(samples))
+    total = n_frames(len(samples))
+    # The last pass of a model that normalises over time does so by its own window.
+    assert n_computed == total if norm == "layer" else 0.9 * total < n_computed < total
 
 
 def test_streams_at_different_places_share_batches(model: AcousticModel) -> None:
@@ -124,12 +135,103 @@ def test_rows_that_are_not_there_are_computed_anew(model: AcousticModel) -> None
         np.testing.assert_allclose(found, expected[start:end], atol=1e-5)
 
 
-def test_features_that_depend_on_the_window_are_not_kept(model: AcousticModel, tiny_model_dir: Path) -> None:
-    assert Engine(model).new_stream().features is not None
-    normalised = AcousticModel.load(tiny_model_dir, "cpu", "float32")
-    grouped = AcousticModel(Wav2Vec2ForCTC(replace(model.config, feat_extract_norm="group")), model.tokenizer)
-    assert Engine(normalised).new_stream().features is None
-    assert Engine(grouped).new_stream().features is None
+def norming(directory: Path, norm: str, normalises: bool, dtype: str = "float32") -> AcousticModel:
+    """Random weights of a model that normalises its channels, its input, or both over time."""
+    torch.manual_seed(5)
+    config = replace(load_config(directory, "tiny"), feat_extract_norm=norm, conv_bias=norm == "layer")
+    tokenizer = Wav2Vec2Tokenizer.from_pretrained(directory)
+    tokenizer.do_normalize = normalises
+    network = Wav2Vec2ForCTC(config)
+    with torch.no_grad():
+        network.lm_head.weight *= 40
+    model = AcousticModel(fit(network, torch.device("cpu"), dtype), tokenizer)
+    assert model.n_local_features == 0
+    return model
+
+
+NORMS = [("group", False), ("group", True), ("layer", True)]
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_norms_of_a_window_s_own_statistics_are_the_window_s(tiny_model_dir: Path, is_packed: bool) -> None:
+    if is_packed and not is_fast(torch.float32):
+        pytest.skip("products of packed weights need AVX2")
+    model = norming(tiny_model_dir, "group", False)
+    if is_packed:
+        pack(model.model, torch.float32)
+    windows = [speech(0.9, seed) + 0.01 for seed in range(3)]
+    norms = []
+    for window in windows:
+        statistics = model.statistics()
+        assert statistics is not None
+        statistics.add(window)
+        norms.append(model.channel_norm(statistics))
+    for found, expected in zip(model.features(windows, norms), model.features(windows), strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize(("norm", "normalises"), NORMS)
+def test_what_was_heard_normalises_whatever_steps_were_left_out(
+    tiny_model_dir: Path, norm: str, normalises: bool
+) -> None:
+    model = norming(tiny_model_dir, norm, normalises)
+    engine, samples = Engine(model), speech(24)
+
+    def passes(seed: int | None) -> dict[tuple[int, int], np.ndarray]:
+        """What is emitted by each pass; with a seed some steps are left out, and packets are of any size."""
+        random = np.random.default_rng(seed)
+        stream, found, at = engine.new_stream(), {}, 0
+        while at < len(samples):
+            n = min(int(random.integers(1, 30_000)) if seed is not None else 3200, len(samples) - at)
+            n = n if at >= 100_001 else min(n, 100_001 - at)
+            stream.push(samples[at : at + n])
+            at += n
+            if at == 100_001:
+                stream.flush()
+            while True:
+                stream.shows_all = seed is None or random.random() < 0.4
+                stream.shows_newest = seed is not None and random.random() < 0.5
+                task = stream.next_pass()
+                if task is None:
+                    break
+                rows = found[task.start_sample, task.end_sample] = engine.emit([(stream, task)])[0]
+                engine.apply(stream, task, rows)
+        return found
+
+    every = passes(None)
+    for seed in range(3):
+        some = passes(seed)
+        assert 5 < len(some) < len(every) and some.keys() <= every.keys()
+        for place, rows in some.items():
+            np.testing.assert_allclose(rows, every[place], atol=1e-3)
+
+
+@pytest.mark.parametrize(("norm", "normalises"), NORMS)
+def test_after_a_while_a_step_hears_what_a_window_hears(tiny_model_dir: Path, norm: str, normalises: bool) -> None:
+    model = norming(tiny_model_dir, norm, normalises)
+    engine = Engine(model)
+    samples = np.random.default_rng(1).normal(0.03, 0.1, 6 * SAMPLE_RATE).astype(np.float32)
+    stream, labels = engine.new_stream(), []
+    stream.push(samples)
+    while (task := stream.next_pass()) is not None:
+        rows = engine.emit([(stream, task)])[0]
+        window = samples[task.start_sample : task.end_sample]
+        alone = model.emit([normalize(window) if normalises else window])[0]
+        labels.append((rows.argmax(1) == alone.argmax(1)).mean())
+        engine.apply(stream, task, rows)
+    assert np.mean(labels) > 0.9, labels
+
+
+def test_what_was_heard_fades(tiny_model_dir: Path) -> None:
+    model = norming(tiny_model_dir, "group", True)
+    samples = np.concatenate([np.zeros(600 * SAMPLE_RATE, np.float32), speech(60)])
+    cut, whole = model.statistics(), model.statistics()
+    assert cut is not None and whole is not None
+    whole.add(samples)
+    for start in range(0, len(samples), 77_777):
+        cut.add(samples[start : start + 77_777])
+    np.testing.assert_allclose(cut.covariance, whole.covariance, rtol=1e-9)
+    assert whole.moments[1] == pytest.approx(samples[-30 * SAMPLE_RATE :].std(), rel=0.15)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "auto"])

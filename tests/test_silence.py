@@ -59,7 +59,7 @@ def test_streams_share_what_is_said_of_silence(tiny_model_dir: Path) -> None:
     for _ in range(3):
         listen(engine, np.zeros(10 * SAMPLE_RATE, np.float32))
     assert engine.still.cache_info().misses == 0  # it wants input normalised by all that was heard
-    model.tokenizer.do_normalize = False
+    model.normalises = False
     for _ in range(3):
         listen(engine, np.zeros(10 * SAMPLE_RATE, np.float32))
     info = engine.still.cache_info()

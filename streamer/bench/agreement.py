@@ -18,7 +18,7 @@ from core.acoustic import DTYPES, AcousticModel
 from core.audio import SAMPLE_RATE, Samples
 from core.decoder import decode_greedy
 from core.edit_distance import WordErrors, word_errors
-from core.engine import Statistics
+from core.features import normalize
 from core.normalise import normalise
 from core.precision import is_fast
 from core.stitcher import LogProbs
@@ -40,11 +40,7 @@ class Count:
 
 def prepared(model: AcousticModel, samples: Samples) -> Samples:
     """As one pass hears them: normalised by themselves where the model wants it."""
-    if not model.tokenizer.do_normalize:
-        return samples
-    statistics = Statistics()
-    statistics.add(samples)
-    return statistics.normalise(samples)
+    return normalize(samples) if model.normalises else samples
 
 
 def has(precision: str) -> bool:

@@ -78,7 +78,7 @@ def measure(engine: Engine, task: Task, plans: Sequence[Plan]) -> dict[str, Any]
             offline.append(edits(transcript.split(), normalise(whole).split()))
             n_samples += len(samples)
             # One scale for the whole recording, as the offline pass has: only context differs between windows.
-            heard = normalize(samples) if engine.model.tokenizer.do_normalize else samples
+            heard = normalize(samples) if engine.model.normalises else samples
             for plan in plans:
                 windows = run_windows(engine, heard, plan)
                 for method in METHODS:

@@ -26,6 +26,18 @@ class TimedDecode:
         return spans
 
 
+def session_s(engine: Engine, samples: Samples, config: StreamConfig) -> float:
+    """Processor seconds of a whole session, final passes and all."""
+    stream = engine.new_stream(config)
+    began = time.process_time()
+    for start in range(0, len(samples), HOP * config.hop):
+        stream.push(samples[start : start + HOP * config.hop])
+        engine.drain(stream)
+    stream.finish()
+    engine.drain(stream)
+    return time.process_time() - began
+
+
 def measure_steps(engine: Engine, samples: Samples, config: StreamConfig) -> dict[str, dict[str, float]]:
     """Percentiles in µs over the steps of a stream: `stitch`, `decode`, `other` and the `whole`."""
     decode = TimedDecode(engine.decode)

@@ -23,7 +23,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.acoustic import AcousticModel
-from core.audio import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, Samples, check_samples, n_frames, n_samples_for, to_seconds
+from core.audio import (
+    FRAMES_PER_SECOND,
+    HOP,
+    RECEPTIVE_FIELD,
+    SAMPLE_RATE,
+    Samples,
+    check_samples,
+    n_frames,
+    n_samples_for,
+    to_seconds,
+)
 from core.decoder import Decode, GreedyDecoder, WordSpan
 from core.endpoint import EndpointConfig, find_endpoint
 from core.feature_cache import Window, read_features
@@ -435,10 +445,10 @@ class Engine:
         next_starts = [*starts[1:], end_frame + TRAIL]
         ends = [min(frame, span.end_frame + TRAIL) for frame, span in zip(next_starts, spans, strict=False)]
         words = tuple(
-            Word(span.text, to_seconds(HOP * start), to_seconds(HOP * end), self.confidence(span), i < n_committed)
+            Word(span.text, start / FRAMES_PER_SECOND, end / FRAMES_PER_SECOND, self.confidence(span), i < n_committed)
             for i, (span, start, end) in enumerate(zip(spans, starts, ends, strict=True))
         )
-        start_s, end_s = to_seconds(HOP * stream.frames.start_frame), to_seconds(HOP * end_frame)
+        start_s, end_s = stream.frames.start_frame / FRAMES_PER_SECOND, end_frame / FRAMES_PER_SECOND
         return make_transcript(stream.segment, is_final, words, start_s, end_s)
 
     def confidence(self, span: WordSpan) -> float:

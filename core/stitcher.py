@@ -110,7 +110,7 @@ def find_seam(
     Args:
         older: (n, n_vocab) the frames that two windows share, as the earlier one saw them.
         newer: (n, n_vocab) the same frames as the later window saw them.
-        first, last: where the seam may lie; the rows outside are there to compare.
+        first, last: where the seam may lie; the rows before are there to compare.
         silent_ids: blank and word delimiter.
         is_beginning: whether nothing was said before row 0.
 
@@ -120,6 +120,7 @@ def find_seam(
     """
     if last <= first:
         return first
+    older, newer = older[:last], newer[:last]  # what follows tells nothing
     old_letters, old_counts = letters_of(older, silent_ids[0])
     new_letters, new_counts = letters_of(newer, silent_ids[0])
     # Those that both have first, in the same rows, are the same: most, where the windows agree.

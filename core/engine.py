@@ -63,6 +63,7 @@ class StreamConfig:
     # A word is committed when it ended this long before the first unstable frame. Longer than any segment: words are
     # committed with their final alone, because the final pass still differs from the steps too often.
     commit_after: int = 1000
+    steady: bool = False  # partials show only words whose frames are stable: later, and few of them change
     refresh: int = 1000  # frames that a step computes again, besides the new ones (`core.tail`); as a rule, all
     context: int = 100  # context of the final pass on either side, as far as audio is there
     backlog: int = 3000  # audio that may wait; what does not fit is a gap
@@ -95,7 +96,9 @@ class StreamConfig:
         return max(1, min(needed, 1 + (self.left - MARGIN) // self.hop))
 
     @classmethod
-    def preset(cls, latency: str, endpoint: EndpointConfig | None = None, **changes: int) -> StreamConfig:
+    def preset(
+        cls, latency: str, endpoint: EndpointConfig | None = None, steady: bool = False, **changes: int
+    ) -> StreamConfig:
         """The settings behind `--latency`.
 
         Raises:
@@ -109,7 +112,7 @@ class StreamConfig:
         if latency not in presets:
             raise ValueError(f"Expected a latency of {', '.join(LATENCIES)}. Found: {latency!r}")
         config = presets[latency]
-        return replace(config, endpoint=endpoint or config.endpoint, **changes)
+        return replace(config, endpoint=endpoint or config.endpoint, steady=steady, **changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,6 +427,8 @@ class Engine:
         settled = frames.stable_frame - stream.config.commit_after
         n = len(stream.committed)
         words = list(stream.committed) + after(spans, stream.committed)
+        if stream.config.steady:
+            words = [word for word in words if word.end_frame <= frames.stable_frame]
         while frames is stream.frames and n < len(words) - 1 and words[n].is_closed and words[n].end_frame <= settled:
             n += 1
         stream.committed = tuple(words[:n])

@@ -51,6 +51,7 @@ def session_options(args: argparse.Namespace) -> dict[str, object]:
         "model": args.model,
         "endpoint_ms": args.endpoint_ms,
         "commit_ms": args.commit_ms,
+        "steady": args.steady or None,
         "hotwords": [f"{word}:{weight}" for word, weight in words.items()] or None,
     }
     return {name: value for name, value in asked.items() if value is not None}

@@ -13,6 +13,7 @@ import numpy as np
 
 from clients.file import AudioError, Source, open_audio
 from core.audio import SAMPLE_RATE, Samples
+from core.engine import StreamConfig
 from streamer.output import Writer, opened_output
 from streamer.recognizer import Recognizer, RecognizerStream, load_recognizer
 
@@ -85,11 +86,15 @@ def transcribe_source(
             writer.event(final, result.duration_s)
         writer.end(result.duration_s, recognizer.model.name)
         return
-    stream = recognizer.stream(latency=args.latency, partials=args.partials)
+    stream = recognizer.stream(partials=args.partials, config=config_of(args))
     for event in recognizer.events(stream, paced(blocks) if args.realtime else blocks):
         writer.event(event, stream.audio_s)
     check_length(source, stream.audio_s)
     writer.end(stream.audio_s, recognizer.model.name)
+
+
+def config_of(args: argparse.Namespace) -> StreamConfig:
+    return StreamConfig.preset(args.latency, steady=args.steady)
 
 
 def check_length(source: Source, length: float) -> None:
@@ -115,6 +120,6 @@ def run_microphone(args: argparse.Namespace) -> int:
     @contextmanager
     def opening() -> Iterator[LocalStream]:
         recognizer = load_recognizer(args)
-        yield LocalStream(recognizer.stream(latency=args.latency), recognizer.model.name)
+        yield LocalStream(recognizer.stream(config=config_of(args)), recognizer.model.name)
 
     return run_live(args, opening)

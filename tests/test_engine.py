@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -75,6 +77,7 @@ def test_cutting_changes_nothing_and_committed_words_stand(data: st.DataObject, 
         hop=data.draw(st.integers(1, 40)),
         right=data.draw(st.integers(0, 40)),
         commit_after=data.draw(st.integers(0, 20)),
+        steady=data.draw(st.booleans()),
         endpoint=EndpointConfig(
             after_speech=data.draw(st.integers(10, 60)), max_length=data.draw(st.integers(120, 400))
         ),
@@ -83,6 +86,23 @@ def test_cutting_changes_nothing_and_committed_words_stand(data: st.DataObject, 
     check_contract(whole)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(samples)), max_size=30)))
     assert run(engine, samples, config, cuts) == whole
+
+
+def test_steady_partials_only_grow() -> None:
+    """Letters near a window's end are not heard by it; words that the next windows may complete wait."""
+    engine = Engine(PlantedModel(edge=12))
+    texts: dict[bool, list[list[str]]] = {}
+    for steady in (False, True):
+        config = StreamConfig.preset("balanced", steady=steady)
+        events = run(engine, plant("HOW MANY LETTERS WILL BE HEARD OF EXTRAORDINARY WORDS~~", gap=1), config, [])
+        texts[steady] = [event.text.split() for event in events if isinstance(event, Transcript)]
+
+    def n_changed(shown: list[list[str]]) -> int:
+        return sum(after[: len(before)] != before for before, after in itertools.pairwise(shown))
+
+    assert n_changed(texts[False]) > 0 and n_changed(texts[True]) == 0
+    assert texts[True][-1] == texts[False][-1]
+    assert len(texts[True]) > 3
 
 
 def test_one_sample_at_a_time_is_the_whole_at_once() -> None:
@@ -292,6 +312,7 @@ def test_steps_left_out_change_no_final(data: st.DataObject, edge: int, jitter: 
         hop=data.draw(st.integers(5, 30)),
         right=data.draw(st.integers(0, 30)),
         commit_after=data.draw(st.sampled_from([0, 20, 1000])),
+        steady=data.draw(st.booleans()),
         endpoint=EndpointConfig(
             after_speech=data.draw(st.integers(30, 90)), max_length=data.draw(st.integers(180, 400))
         ),

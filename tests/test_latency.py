@@ -350,7 +350,7 @@ def test_the_command(tmp_path: Path, tiny_model_dir: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--presets", "fast"], "expected presets of low, balanced, accurate. Found: fast"),
+        (["--presets", "fast"], "expected presets of low, balanced, accurate, or these with -steady. Found: fast"),
         (["--peers", "siri"], "expected peers of .* Found: siri"),
         (["--block-ms", "0"], "a block of at least 1 ms"),
         (["--silence", "-1"], "no negative silence"),

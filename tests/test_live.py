@@ -20,7 +20,8 @@ from streamer.recognizer import Recognizer
 from streamer.transcribe import LocalStream
 
 SPEECH = plant("GIVE ME THE~~~", tail=2)[: 320 * 200]
-OFF = dict.fromkeys(("output", "record", "captions_file", "exec", "hotwords", "model", "endpoint_ms", "commit_ms"))
+KEYS = ("output", "record", "captions_file", "exec", "hotwords", "model", "endpoint_ms", "commit_ms", "steady")
+OFF = dict.fromkeys(KEYS)
 
 
 @pytest.mark.parametrize("is_writable", [True, False])

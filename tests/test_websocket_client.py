@@ -204,6 +204,7 @@ def test_connect_prints_as_a_file_does(tmp_path: Path, capsys: pytest.CaptureFix
     }
     args |= {"partials": False, "api_key": None, "latency": "balanced", "input_device": None}
     args |= {"split": False, "model": None, "endpoint_ms": None, "commit_ms": None, "hotwords": None}
+    args |= {"steady": False}
 
     async def run(kind: str) -> int:
         async with serving(limits=Limits(session=SessionLimits(backlog_s=2.0))) as server:

@@ -36,6 +36,7 @@ from streamer.bench.task import Task, add_peers_argument, add_set_arguments, pee
 from streamer.recognizer import load_recognizer
 
 WARM_UP_S = 3
+STEADY = "-steady"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def spoken(snapshot: Snapshot) -> Snapshot:
 
 
 def listen_own(engine: Engine, latency: str, task: Task, setting: Setting) -> list[Heard]:
-    config = StreamConfig.preset(latency)
+    config = StreamConfig.preset(latency.removesuffix(STEADY), steady=latency.endswith(STEADY))
     return listen(lambda: OwnListener(engine, config), None, task, setting, latency)
 
 
@@ -129,7 +130,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_set_arguments(parser)
     add_peers_argument(parser)
     parser.add_argument(
-        "--presets", default=",".join(LATENCIES), metavar="NAME,…", help="of ours; default: %(default)s"
+        "--presets",
+        default=",".join(LATENCIES),
+        metavar="NAME,…",
+        help=f"of ours, or with {STEADY}; default: %(default)s",
     )
     parser.add_argument("--block-ms", type=int, default=20, metavar="MS", help="audio that arrives at once")
     parser.add_argument("--aligner", default="model", choices=ALIGNERS, help="which tells when words end")
@@ -140,8 +144,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     peers = peers_of(args, parser)
     presets = tuple(name for name in args.presets.split(",") if name)
-    if unknown := set(presets) - set(LATENCIES):
-        parser.error(f"expected presets of {', '.join(LATENCIES)}. Found: {', '.join(sorted(unknown))}")
+    if unknown := {name.removesuffix(STEADY) for name in presets} - set(LATENCIES):
+        known = ", ".join(LATENCIES)
+        parser.error(f"expected presets of {known}, or these with {STEADY}. Found: {', '.join(sorted(unknown))}")
     if args.block_ms < 1 or args.silence < 0:
         parser.error(
             f"expected a block of at least 1 ms and no negative silence. Found: {args.block_ms}, {args.silence}"

@@ -54,6 +54,7 @@ class Start:
     max_segment_ms: int = 20_000  # a segment of this length is cut where it pauses longest
     commit_ms: int = COMMIT_MS[1]  # words are committed this long after their end, if not with their final before
     refresh_ms: int = REFRESH_MS[1]  # of what was heard before is computed again by each step, at most
+    steady: bool = False  # partials show a word only when it is known what follows it: later, but few change
     partials: bool = True  # whether partials are sent
     words: bool = True  # whether messages list words with times
     hotwords: HotWords = field(default=(), repr=False)  # words or phrases, and by how much they become likelier
@@ -70,7 +71,9 @@ class Start:
             for ms in (self.endpoint_ms, self.silence_ms, self.max_segment_ms, self.commit_ms, self.refresh_ms)
         )
         rules = EndpointConfig(after_speech=after, before_speech=before, max_length=longest)
-        return StreamConfig.preset(self.latency, endpoint=rules, commit_after=commit, refresh=refresh)
+        return StreamConfig.preset(
+            self.latency, endpoint=rules, commit_after=commit, refresh=refresh, steady=self.steady
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,7 @@ def parse_start(options: Mapping[str, object], defaults: Start, models: Sequence
         latency=_choice(options, "latency", defaults.latency, LATENCIES),
         model=_choice(options, "model", defaults.model, tuple(dict.fromkeys((defaults.model, *models)))),
         partials=_flag(options, "partials", defaults.partials),
+        steady=_flag(options, "steady", defaults.steady),
         words=_flag(options, "words", defaults.words),
         acks=_flag(options, "acks", defaults.acks),
         split=_flag(options, "split", defaults.split),

@@ -329,6 +329,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", metavar="ws://HOST:PORT", help="measure a running server instead of an own one")
     parser.add_argument("--api-key", metavar="KEY", help="of that server")
     parser.add_argument("--admission", action="store_true", help="let the own server refuse sessions, as it would")
+    parser.add_argument("--refresh-ms", type=int, metavar="MS", help="as of `streamer serve`, of the own server")
     parser.add_argument("--start", type=int, default=1, metavar="N", help="sessions at first")
     parser.add_argument("--add", type=int, default=1, metavar="N", help="more sessions at each level")
     parser.add_argument("--max", type=int, default=1000, metavar="N", help="sessions at most")
@@ -362,5 +363,7 @@ async def measured(args: argparse.Namespace, speech: bytes, show: Callable[[str]
     options += ["--model", args.model, "--device", args.device, "--dtype", args.dtype]
     if args.threads is not None:
         options += ["--threads", str(args.threads)]
+    if args.refresh_ms is not None:
+        options += ["--refresh-ms", str(args.refresh_ms)]
     async with own_server(options) as server:
         return await ramp(server, *plan)

@@ -130,6 +130,8 @@ class SteadyMicrophone:
                 self._microphone = self._open(name)
                 self._choice, self.name = name, self._microphone.name
                 self.trouble = ""
+                lost_s = round(time.monotonic() - since, 3)
+                self._left.append(Heard(NOTHING.samples, lost_s, f"the microphone was changed to {self.name!r}"))
                 return
         self.trouble, self._missed_from, self._next_try = "no other microphone can be opened", since, since
 

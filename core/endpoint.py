@@ -34,13 +34,22 @@ class EndpointConfig:
                 f"max_length must be at least twice after_speech. Found: {self.max_length} and {self.after_speech}"
             )
 
+    @property
+    def slack(self) -> int:
+        """Frames by which a letter may lie elsewhere in a window than in the whole segment."""
+        return min(5, self.after_speech // 10)
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Rows before `cut` belong to the ended segment; `has_speech` is False where silence is let go of."""
+    """Rows before `cut` belong to the ended segment; `has_speech` is False where silence is let go of.
+
+    A pause may turn out to be shorter, when the segment is heard as a whole: see `is_pause`.
+    """
 
     cut: int
     has_speech: bool
+    is_pause: bool = False
 
 
 def find_endpoint(
@@ -62,16 +71,34 @@ def find_endpoint(
         # Keep the last half second: the first letter may come late.
         keep = min(25, config.before_speech // 2)
         return Endpoint(n_stable - keep, False) if n_stable >= config.before_speech else None
-    run = n - 1 - int(spoken[-1])
-    if run >= config.after_speech:
-        energy = measure()
-        speech = float(energy[has_letter].mean())
-        is_quiet = float(energy[n - config.after_speech // 2 :].mean()) <= config.quiet_ratio * speech
-        if is_quiet or run >= config.loud_factor * config.after_speech:
-            return Endpoint(n - config.after_speech // 2, True)  # whatever frame the last letter is found in
+    if is_pause(has_letter, measure, config, config.slack):
+        return Endpoint(n - config.after_speech // 2, True, True)  # whatever frame the last letter is found in
     if n_stable >= config.max_length:
         return Endpoint(longest_pause(has_letter[:n_stable], n_stable // 2), True)
     return None
+
+
+def is_pause(
+    has_letter: NDArray[np.bool_], measure: Callable[[], NDArray[np.float64]], config: EndpointConfig, slack: int = 0
+) -> bool:
+    """Whether the last rows are a pause that ends a segment with letters; arguments as in `find_endpoint`.
+
+    Letters lie some frames elsewhere in a window than in the whole segment, and one at the end may not be heard yet.
+    That there is a pause is said by the pass over the whole segment, whose result does not depend on windows; with
+    `slack` it is asked so many frames before, and although a letter may begin in the last ones.
+    """
+    n = len(has_letter)
+    spoken = np.flatnonzero(has_letter[: n - slack])
+    if not len(spoken):
+        return not has_letter.any()
+    run = n - 1 - int(spoken[-1]) + slack
+    if run < config.after_speech:
+        return False
+    energy = measure()
+    is_quiet = float(energy[n - config.after_speech // 2 :].mean()) <= config.quiet_ratio * float(
+        energy[has_letter].mean()
+    )
+    return is_quiet or run >= config.loud_factor * config.after_speech
 
 
 def longest_pause(has_letter: NDArray[np.bool_], first: int) -> int:

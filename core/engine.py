@@ -35,7 +35,7 @@ from core.audio import (
     to_seconds,
 )
 from core.decoder import Decode, GreedyDecoder, WordSpan
-from core.endpoint import EndpointConfig, find_endpoint
+from core.endpoint import Endpoint, EndpointConfig, find_endpoint, is_pause
 from core.feature_cache import Window, read_features
 from core.features import normalize
 from core.ring_buffer import RingBuffer
@@ -92,7 +92,7 @@ class StreamConfig:
     def most_hops(self) -> int:
         """Steps that may be left out in a row, and the one after them: no pause ends meanwhile, and enough left
         context remains."""
-        needed = -(-self.endpoint.after_speech // self.hop)
+        needed = -(-(self.endpoint.after_speech - self.endpoint.slack) // self.hop)
         return max(1, min(needed, 1 + (self.left - MARGIN) // self.hop))
 
     @classmethod
@@ -123,6 +123,7 @@ class Pass:
     end_sample: int
     cut: int | None = None  # a final pass: the segment ends before this frame
     is_barrier: bool = False  # a final pass that a flush asked for
+    is_pause: bool = False  # a final pass that ends the segment only if it finds the pause, too
 
 
 def no_words(log_probs: LogProbs, start_frame: int, is_draft: bool = False) -> list[WordSpan]:
@@ -249,13 +250,14 @@ class Stream:
         """First sample of the running segment's final pass."""
         return HOP * max(0, self.frames.start_frame - self.config.context)
 
-    def final_pass(self, cut: int) -> Pass:
-        """The whole segment before frame `cut`, with context on both sides.
+    def final_pass(self, endpoint: Endpoint) -> Pass:
+        """The whole segment before an endpoint, with context on both sides.
 
         It reads only what the steps have seen: its end never depends on what else has arrived.
         """
-        end = min(cut + self.config.context, self.frames.end_frame)
-        return Pass(self.context_start, n_samples_for(end), cut)
+        cut = self.frames.start_frame + endpoint.cut
+        end = self.frames.end_frame if endpoint.is_pause else min(cut + self.config.context, self.frames.end_frame)
+        return Pass(self.context_start, n_samples_for(end), cut, is_pause=endpoint.is_pause)
 
 
 class Engine:
@@ -404,11 +406,10 @@ class Engine:
         if endpoint is None or endpoint.has_speech:
             events = self.partial(stream)
         if endpoint is not None:
-            cut = frames.start_frame + endpoint.cut
             if endpoint.has_speech:
-                stream.pending = stream.final_pass(cut)
+                stream.pending = stream.final_pass(endpoint)
             else:
-                self.begin_segment(stream, cut)
+                self.begin_segment(stream, frames.start_frame + endpoint.cut)
         self.release(stream)
         return events
 
@@ -474,7 +475,8 @@ class Engine:
             stream.settled_frame += n
 
     def finalize(self, stream: Stream, task: Pass, log_probs: LogProbs) -> list[Event]:
-        """Ends the segment with the words of its final pass, and begins the next."""
+        """Ends the segment with the words of its final pass, and begins the next; unless what seemed to be a pause
+        turns out to be none."""
         assert task.cut is not None
         stream.pending = None
         if task.is_barrier:
@@ -482,7 +484,12 @@ class Engine:
             if stream.features is not None and stream.statistics is not None:
                 stream.features.restart(0)  # the steps that follow end elsewhere, and each hears by what it had heard
         first = stream.frames.start_frame
-        rows = Emission(log_probs, task.start_sample // HOP).since(first).log_probs[: task.cut - first]
+        rows = Emission(log_probs, task.start_sample // HOP).since(first).log_probs
+        if task.is_pause:
+            has_letter = self.is_letter[rows.argmax(1)]
+            if not is_pause(has_letter, lambda: self.energy(stream, stream.frames), stream.config.endpoint):
+                return []
+        rows = rows[: task.cut - first]
         spans = stream.decode(rows, first)
         words = keep_committed(spans, stream.committed)
         events: list[Event] = []
@@ -563,7 +570,7 @@ def hops_to_endpoint(has_letter: NDArray[np.bool_], n_stable: int, config: Strea
     rules, spoken = config.endpoint, np.flatnonzero(has_letter)
     run = len(has_letter) - 1 - int(spoken[-1]) if len(spoken) else 0
     longest = rules.max_length if len(spoken) else rules.before_speech
-    wait = min(rules.after_speech - run, longest - n_stable)
+    wait = min(rules.after_speech - rules.slack - run, longest - n_stable)
     return max(1, min(-(-wait // config.hop), config.most_hops))
 
 

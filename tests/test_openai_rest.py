@@ -125,6 +125,7 @@ def test_many_at_once() -> None:
     "options, status, param",
     [
         ({"response_format": "yaml"}, 400, "response_format"),
+        ({"response_format": "diarized_json"}, 400, "response_format"),
         ({"timestamp_granularities": ["letter"]}, 400, "timestamp_granularities"),
         ({"timestamp_granularities": ["word"]}, 400, "timestamp_granularities"),
         ({"temperature": 7}, 400, "temperature"),
@@ -277,6 +278,32 @@ def test_real_speech_reads_as_the_file_does() -> None:
     def test(server: Serving) -> None:
         with client(server) as api:
             assert transcribe(api, SAMPLE.read_bytes()).text == text
+
+    with_server(test, model=recognizer.model, decode=recognizer.engine.decode, limits=Limits(by_load=False))
+
+
+@pytest.mark.slow
+def test_what_phones_and_browsers_record(tmp_path: Path) -> None:
+    """MP3, M4A, WebM and Ogg: the text is that of `streamer FILE`."""
+    av = pytest.importorskip("av")
+    recognizer = Recognizer.load()
+    samples, rate = soundfile.read(SAMPLE, dtype="float32")
+    paths = []
+    for ending, codec in (("m4a", "aac"), ("webm", "libopus"), ("mp3", "libmp3lame"), ("ogg", "libopus")):
+        paths.append(tmp_path / f"talk.{ending}")
+        with av.open(str(paths[-1]), "w") as container:
+            stream = container.add_stream(codec, rate=48_000, layout="mono")
+            frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+            frame.sample_rate = rate
+            for part in [*av.AudioResampler(stream.format, "mono", 48_000).resample(frame), None]:
+                container.mux(stream.encode(part))
+
+    def test(server: Serving) -> None:
+        with client(server) as api:
+            for path in paths:
+                text = recognizer.transcribe(path).text
+                assert len(text.split()) > 8
+                assert transcribe(api, path.read_bytes()).text == text, path
 
     with_server(test, model=recognizer.model, decode=recognizer.engine.decode, limits=Limits(by_load=False))
 

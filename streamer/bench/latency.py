@@ -3,7 +3,7 @@
 Every recording is played in simulated real time (`streamer/bench/replay.py`). A word's *emission latency* is the time
 from its end, by forced alignment of the transcript (`streamer/bench/references.py`), until it is shown: for the first
 time (*provisional*), for good (*settled*), or committed. Only words that are right count.
-The *induced* error is that of the last text against one pass of the same system over the whole recording.
+The *induced* error is that of the last text against the same system's `--offline` text of the whole recording.
 Two clocks: audio alone, which is the same on every machine, and with the computing of this one.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from core.audio import SAMPLE_RATE
+from core.audio import SAMPLE_RATE, Samples
 from core.engine import LATENCIES, Engine, StreamConfig
 from core.normalise import normalise
 from core.training.manifest import Utterance
@@ -89,7 +89,11 @@ def spoken(snapshot: Snapshot) -> Snapshot:
 
 def listen_own(engine: Engine, latency: str, task: Task, setting: Setting) -> list[Heard]:
     config = StreamConfig.preset(latency.removesuffix(STEADY), steady=latency.endswith(STEADY))
-    return listen(lambda: OwnListener(engine, config), None, task, setting, latency)
+
+    def offline(samples: Samples) -> str:
+        return " ".join(final.text for final in engine.transcribe_offline(samples, config))
+
+    return listen(lambda: OwnListener(engine, config), offline, task, setting, latency)
 
 
 def listen_peer(name: str, threads: int | None, task: Task, setting: Setting) -> list[Heard]:

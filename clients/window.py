@@ -1,46 +1,69 @@
 """Live captions in a window of their own: above the others, in big type that grows with the window.
 
-The toolkit is Tk, which Python brings or the system's packages do. Keys as in the terminal; also `t` for the other
-theme, `f` for the whole screen, Escape to leave it, `+` and `-` for the type's size.
+The toolkit is pygame-ce (SDL). Keys as in the terminal; also `t` for the other theme, `f` for the whole screen, Escape
+to leave it, `+` and `-` for the type's size.
 """
 
 from __future__ import annotations
 
-import contextlib
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+import os
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from types import ModuleType, TracebackType
+from typing import Any, Self
 
 from clients.controls import Controls, Status, committed_and_provisional, status_line
 from core.transcript import Event, Gap
-
-if TYPE_CHECKING:
-    import tkinter
 
 THEMES = {
     "dark": {"background": "#101014", "bright": "#ffffff", "dim": "#8a8f98", "past": "#e4e8ee", "trouble": "#ff6b6b"},
     "light": {"background": "#fbfbf8", "bright": "#000000", "dim": "#8a8a86", "past": "#202226", "trouble": "#b00020"},
 }
+FONTS = ("dejavusans", "segoeui", "helveticaneue", "notosans", "liberationsans", "arial")  # else the toolkit's own
 N_PAST = 50  # finals kept above the running one
 LINES_SHOWN = 4.2  # the type is as big as that many lines need the window's height
+MARGIN = 16
+BAR_SIZE = 13
+
+Styled = tuple[str, str]  # a word and its colour's name
 
 
 class WindowError(Exception):
     """No window can be opened; the message says what to install."""
 
 
-def open_root() -> tkinter.Tk:
-    """Raises WindowError."""
+def load_toolkit() -> ModuleType:
+    """pygame with a display. Raises WindowError."""
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")  # Ctrl-C is the session's
     try:
-        import tkinter
+        import pygame
     except ImportError as e:
-        raise WindowError(
-            "the captions window needs Tk; install it (Debian and Ubuntu: apt install python3-tk, "
-            "Fedora: dnf install python3-tkinter, macOS: brew install python-tk)"
-        ) from e
+        raise WindowError("the captions window needs pygame-ce: pip install 'streamer[window]'") from e
     try:
-        return tkinter.Tk(className="streamer")
-    except tkinter.TclError as e:
+        pygame.display.init()
+        if pygame.display.get_driver() in ("dummy", "offscreen") and "SDL_VIDEODRIVER" not in os.environ:
+            raise pygame.error("there is no display")
+        pygame.font.init()
+    except pygame.error as e:
+        pygame.display.quit()
         raise WindowError(f"no window can be opened: {e}; in a terminal: leave out --window") from e
+    return pygame
+
+
+def wrap(words: Sequence[Styled], width: float, measure: Callable[[str], float]) -> list[list[Styled]]:
+    """Lines no wider than `width`, where a word alone is not wider."""
+    lines: list[list[Styled]] = []
+    space, at = measure(" "), 0.0
+    for word in words:
+        long = measure(word[0])
+        if lines and at + space + long <= width:
+            lines[-1].append(word)
+            at += space + long
+        else:
+            lines.append([word])
+            at = long
+    return lines
 
 
 class Window:
@@ -52,82 +75,69 @@ class Window:
 
     def __init__(self, theme: str = "dark", title: str = "streamer", size: tuple[int, int] = (1000, 240)) -> None:
         self.controls = Controls()
-        self.root = open_root()
+        self.theme = theme
+        self.shown: list[list[Styled]] = []  # the lines that are seen
+        self.bar = ""
         self._zoom = 1.0
-        self._theme = theme
-        self._past: list[str] = []
+        self._past: list[Styled] = []
         self._running = ("", "")
         self._status: Status | None = None
-        self._setup(title, size)
-        self._colour()
+        self._is_full = False
+        self._pygame = pygame = load_toolkit()
+        self._font: Callable[[int], Any] = lru_cache(8)(self._load_font)
+        self._face = {bold: pygame.font.match_font(FONTS, bold) for bold in (False, True)}
+        screen_width, screen_height = pygame.display.get_desktop_sizes()[0]
+        width, height = min(size[0], screen_width), size[1]
+        place = (max(0, (screen_width - width) // 2), max(0, screen_height - height - 80))
+        self.window = pygame.Window(title, (width, height), place, resizable=True, always_on_top=True)
+        self.window.minimum_size = (240, 90)
 
-    def _setup(self, title: str, size: tuple[int, int]) -> None:
-        import tkinter
-        from tkinter import font
+    def _load_font(self, size: int) -> Any:
+        """Of that many pixels; small type is for the line under the captions."""
+        return self._pygame.font.Font(self._face[size != BAR_SIZE], size)
 
-        root = self.root
-        root.title(title)
-        width, height = size
-        x = max(0, (root.winfo_screenwidth() - width) // 2)
-        y = max(0, root.winfo_screenheight() - height - 80)
-        root.geometry(f"{min(width, root.winfo_screenwidth())}x{height}+{x}+{y}")
-        root.minsize(240, 90)
-        with contextlib.suppress(tkinter.TclError):  # not every window system has it
-            root.attributes("-topmost", True)
-        root.protocol("WM_DELETE_WINDOW", lambda: self.controls.press("q"))
-        root.bind("<Key>", self._press)
-        root.bind("<Configure>", lambda event: self._fit())
-        self._font = font.Font(root=root, family="TkDefaultFont", size=-36, weight="bold")
-        self._small = font.Font(root=root, family="TkDefaultFont", size=-13)
-        self._bar = tkinter.Label(root, anchor="w", padx=12, pady=3, font=self._small)
-        self._bar.pack(side="bottom", fill="x")
-        self._text = tkinter.Text(
-            root, wrap="word", font=self._font, relief="flat", borderwidth=0, highlightthickness=0, padx=16, pady=8
-        )
-        self._text.configure(state="disabled", cursor="arrow", takefocus=False)
-        self._text.pack(side="top", fill="both", expand=True)
+    @property
+    def type_size(self) -> int:
+        """Pixels of the captions' type: it follows the window's size."""
+        width, height = self.window.size
+        return int(max(12, min(height / LINES_SHOWN / 1.25, width / 18) * self._zoom))
 
-    def _press(self, event: tkinter.Event[tkinter.Misc]) -> None:
-        key = event.char
-        if key == "t":
-            self._theme = "light" if self._theme == "dark" else "dark"
-            self._colour()
-        elif key == "f":
-            self.root.attributes("-fullscreen", not self.root.attributes("-fullscreen"))
-        elif event.keysym == "Escape":
-            self.root.attributes("-fullscreen", False)
-        elif key in ("+", "-"):
-            self._zoom = min(3.0, max(0.4, self._zoom * (1.15 if key == "+" else 1 / 1.15)))
-            self._fit()
-        elif key == "\x03":  # Control-C
+    def pump(self) -> None:
+        """Takes what came from the window system."""
+        pygame, has_changed = self._pygame, False
+        for event in pygame.event.get():
+            if event.type in (pygame.QUIT, pygame.WINDOWCLOSE):
+                self.controls.press("q")
+            elif event.type == pygame.KEYDOWN:
+                self._press(event.key, event.unicode)
+                has_changed = True
+            elif event.type in (pygame.WINDOWSIZECHANGED, pygame.WINDOWEXPOSED):
+                has_changed = True
+        if has_changed:
+            self._draw()
+
+    def _press(self, key: int, text: str) -> None:
+        if text == "t":
+            self.theme = "light" if self.theme == "dark" else "dark"
+        elif text == "f" or (self._is_full and key == self._pygame.K_ESCAPE):
+            self._is_full = not self._is_full
+            if self._is_full:
+                self.window.set_fullscreen(desktop=True)
+            else:
+                self.window.set_windowed()
+        elif text in ("+", "-"):
+            self._zoom = min(3.0, max(0.4, self._zoom * (1.15 if text == "+" else 1 / 1.15)))
+        elif text == "\x03":  # Control-C
             self.controls.press("q")
         else:
-            self.controls.press(key)
-
-    def _fit(self) -> None:
-        """The type follows the window's size; only whole lines are seen."""
-        height, width = self._text.winfo_height(), self._text.winfo_width()
-        size = int(max(12, min(height / LINES_SHOWN / 1.25, width / 18) * self._zoom))
-        if self._font.cget("size") != -size:
-            self._font.configure(size=-size)
-        line = self._font.metrics("linespace")
-        self._text.configure(pady=height % line // 2 if height >= line else 0)
-        self._text.see("end")
-
-    def _colour(self) -> None:
-        colours = THEMES[self._theme]
-        self.root.configure(background=colours["background"])
-        self._text.configure(background=colours["background"], foreground=colours["bright"])
-        for tag in ("past", "bright", "dim", "trouble"):
-            self._text.tag_configure(tag, foreground=colours[tag])
-        self._bar.configure(background=colours["background"], foreground=colours["dim"])
+            self.controls.press(text)
 
     def show(self, event: Event) -> None:
         if isinstance(event, Gap):
-            self._past.append(f"[{event.end_s - event.start_s:.1f} s lost: {event.reason}]")
+            self._past.append((f"[{event.end_s - event.start_s:.1f} s lost: {event.reason}]", "trouble"))
         elif event.is_final:
             if event.text:
-                self._past.append(event.text)
+                self._past.append((event.text, "past"))
             self._running = ("", "")
         else:
             self._running = committed_and_provisional(event)
@@ -136,38 +146,53 @@ class Window:
 
     def note(self, text: str) -> None:
         """A line about the program, not the speech."""
-        self._past.append(f"[{text}]")
+        self._past.append((f"[{text}]", "trouble"))
         self._draw()
 
     def status(self, status: Status) -> None:
         """The line under the captions; lets the window live."""
-        self._status = status
-        width = max(20, self._bar.winfo_width() // max(1, self._small.measure("n")))
-        colour = THEMES[self._theme]["trouble" if status.trouble else "dim"]
-        self._bar.configure(text=status_line(status, self.controls.is_paused, width), foreground=colour)
-        self.root.update()
+        self.pump()
+        width = int((self.window.size[0] - 2 * MARGIN) / self._font(BAR_SIZE).size("n")[0])
+        bar = status_line(status, self.controls.is_paused, max(20, width))
+        if (bar, self._status) != (self.bar, status):
+            self.bar, self._status = bar, status
+            self._draw()
 
     def _draw(self) -> None:
-        text = self._text
-        text.configure(state="normal")
-        text.delete("1.0", "end")
-        for line in self._past:
-            text.insert("end", line + "\n", "trouble" if line.startswith("[") else "past")
-        committed, provisional = self._running
-        text.insert("end", committed, "bright")
-        text.insert("end", (" " if committed and provisional else "") + provisional, "dim")
-        text.configure(state="disabled")
-        text.see("end")
-        self.root.update()
+        colours, small, big = THEMES[self.theme], self._font(BAR_SIZE), self._font(self.type_size)
+        surface = self.window.get_surface()
+        width, height = surface.get_size()
+        bottom, line_height = height - small.get_linesize() - 6, big.get_linesize()
+        running = [
+            (word, name) for text, name in zip(self._running, ("bright", "dim"), strict=True) for word in text.split()
+        ]
+        paragraphs = [[(word, name) for word in text.split()] for text, name in self._past] + [running]
+        self.shown = []
+        for words in reversed(paragraphs):  # only whole lines are seen, the newest at the bottom
+            room = max(1, bottom // line_height) - len(self.shown)
+            lines = wrap(words, width - 2 * MARGIN, lambda text: float(big.size(text)[0]))
+            self.shown = [*lines[max(0, len(lines) - room) :], *self.shown] if room > 0 else self.shown
+        surface.fill(colours["background"])
+        y = bottom - line_height * len(self.shown)
+        for line in self.shown:
+            x = MARGIN
+            for word, name in line:
+                drawn = big.render(word + " ", True, colours[name])
+                surface.blit(drawn, (x, y))
+                x += drawn.get_width()
+            y += line_height
+        colour = colours["trouble" if self._status is not None and self._status.trouble else "dim"]
+        surface.blit(small.render(self.bar, True, colour), (MARGIN, bottom + 3))
+        self.window.flip()
 
     def __enter__(self) -> Self:
-        self.root.update()
-        self._fit()
-        self.root.focus_force()
-        self.root.update()
+        self.window.focus()
+        self.pump()
+        self._draw()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.root.destroy()
+        self.window.destroy()
+        self._pygame.display.quit()

@@ -54,7 +54,6 @@ def sample() -> Path:
 @pytest.fixture(scope="session")
 def display() -> Iterator[str]:
     """The name of a virtual display, `:7`."""
-    pytest.importorskip("tkinter")
     if shutil.which("Xvfb") is None:
         pytest.skip("Xvfb is not installed")
     reader, writer = os.pipe()

@@ -47,7 +47,9 @@ class HttpProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         state = self.conn.their_state
-        if state is h11.SEND_BODY:
+        if self.transport.get_protocol() is not self:  # a websocket now, which may be silent
+            self.relax()
+        elif state is h11.SEND_BODY:
             self.expect()
             self.deadline += len(data) / BODY_RATE
         elif state is h11.IDLE:

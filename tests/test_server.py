@@ -352,6 +352,18 @@ async def raw(server: Serving, data: bytes) -> tuple[asyncio.StreamReader, async
     return reader, writer
 
 
+def test_a_websocket_outlives_the_time_for_headers() -> None:
+    async def test() -> None:
+        async with serving(limits=Limits(header_s=0.05)) as server, connect(server.url) as connection:
+            await connection.send('{"type": "start"}')
+            assert json.loads(await connection.recv())["type"] == "ready"
+            await asyncio.sleep(0.5)
+            await connection.send('{"type": "end"}')
+            assert json.loads(await connection.recv())["type"] == "end"
+
+    run(test())
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"GET / HTT", b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: 1\r\n", b"\x16\x03\x01"]
 )

@@ -238,8 +238,8 @@ def final_events(outputs: Sequence[Output]) -> list[Transcript]:
 def test_overload_leaves_steps_out_and_says_so_and_changes_no_final() -> None:
     (alone,) = Laboratory(0.001).run(SPEECH, 1)
     assert not any(isinstance(output, Widened) for output in alone)
-    # 12 sessions need some 12 * 9 s of windows a second: 1.25 times what there is.
-    narrow, wide = Laboratory(0.0115, widens=False), Laboratory(0.0115)
+    # 12 sessions need some 12 * 10 s of windows a second: 1.15 times what there is.
+    narrow, wide = Laboratory(0.0095, widens=False), Laboratory(0.0095)
     narrow.run(SPEECH, 12)
     results = wide.run(SPEECH, 12)
     for outputs in results:
@@ -252,7 +252,7 @@ def test_overload_leaves_steps_out_and_says_so_and_changes_no_final() -> None:
 
 
 def test_calm_brings_the_steps_back() -> None:
-    laboratory = Laboratory(0.0115)
+    laboratory = Laboratory(0.0095)
     laboratory.run(SPEECH, 12)
     assert laboratory.scheduler.is_widened
     laboratory.now += 10
@@ -296,7 +296,7 @@ def test_the_first_session_is_always_taken() -> None:
 
 
 def test_steps_that_come_late_close_the_door() -> None:
-    laboratory = Laboratory(0.0115, widens=False)
+    laboratory = Laboratory(0.0095, widens=False)
     laboratory.run(SPEECH, 12)
     assert laboratory.scheduler.responses.lateness(laboratory.now) > 1
     opened(laboratory.scheduler)

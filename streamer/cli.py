@@ -15,6 +15,9 @@ from collections.abc import Callable, Sequence
 from streamer import __version__
 from streamer.log import FORMATS, LEVELS, log_to_stderr
 
+# Final passes are of any length, and PyTorch keeps what it prepared for each, up to a gigabyte. 64 are as fast.
+KEPT_KERNELS = "64"
+
 HELP = """\
 streamer: speech recognition while the words are spoken
 
@@ -297,6 +300,8 @@ def dispatch(arguments: list[str]) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(cache, KEPT_KERNELS)  # before PyTorch is loaded
     if not logging.getLogger().handlers:
         log_to_stderr()
     try:

@@ -66,6 +66,8 @@ class Server(uvicorn.Server):
             server.close()
         await self.hub.drain()
         await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn would leave the app as it is
+            await self.lifespan.shutdown()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -388,3 +388,23 @@ def test_sigterm_says_the_last_words(tiny_model_dir: Path) -> None:
             assert await asyncio.to_thread(server.popen.wait, 60) == 0
 
     run(test())
+
+
+MANY_LENGTHS = """
+import sys
+from streamer.cli import main
+main(["models"])
+import numpy as np, psutil, torch
+torch.set_num_threads(1)
+from core.acoustic import AcousticModel
+model = AcousticModel.load("streamer-en", "cpu", "auto")
+rss = psutil.Process().memory_info().rss
+for n in range(20, 160):
+    model.emit([np.zeros(320 * n + 80, np.float32)])
+print((psutil.Process().memory_info().rss - rss) / 2**20, file=sys.stderr)
+"""
+
+
+def test_memory_does_not_grow_with_every_length_of_a_segment() -> None:
+    result = subprocess.run([sys.executable, "-c", MANY_LENGTHS], capture_output=True, text=True, timeout=240)
+    assert float(result.stderr) < 200, result.stderr  # 500 where kernels for each length are kept

@@ -81,9 +81,11 @@ def decode_greedy(log_probs: LogProbs, start_frame: int, alphabet: Alphabet) -> 
     if not len(log_probs):
         return []
     ids, scores = log_probs.argmax(1), log_probs.max(1)
-    is_letter = alphabet.is_letter()
     starts = np.append(0, 1 + np.flatnonzero(ids[1:] != ids[:-1]))  # first row of each run of one id
     ends = np.append(starts[1:], len(ids))
+    best = np.maximum.reduceat(scores, starts)  # of each run
+    tokens = ids[starts]
+    told = np.flatnonzero(alphabet.is_letter()[tokens] | (tokens == alphabet.delimiter))  # runs that are not blanks
     words: list[WordSpan] = []
     letters: list[tuple[str, int, int, float]] = []
 
@@ -94,13 +96,10 @@ def decode_greedy(log_probs: LogProbs, start_frame: int, alphabet: Alphabet) -> 
             words.append(WordSpan(text, letters[0][1], letters[-1][2], min(1.0, round(confidence, 4)), is_closed))
             letters.clear()
 
-    best = np.maximum.reduceat(scores, starts)  # of each run
-    for start, end, token, score in zip(
-        starts.tolist(), ends.tolist(), ids[starts].tolist(), best.tolist(), strict=True
-    ):
+    for start, end, token, score in zip(*(of[told].tolist() for of in (starts, ends, tokens, best)), strict=True):
         if token == alphabet.delimiter:
             close(True)
-        elif is_letter[token]:
+        else:
             if letters and start_frame + start - letters[-1][2] >= MAX_LETTER_GAP:
                 close(True)
             letters.append((alphabet.tokens[token], start_frame + start, start_frame + end, score))

@@ -48,7 +48,7 @@ from core.transcript import Event, Gap, Transcript, Word, make_transcript
 
 LATENCIES = ("low", "balanced", "accurate")
 LEAD, TRAIL = 1, 2  # frames by which a word is wider than its spikes; against an independent aligner
-SETTLE = 250  # stable frames that are decoded again at each step
+SETTLE, SETTLE_GREEDY = 250, 50  # stable frames that are decoded again at each step
 MOST_SHAPES = 4  # of windows that slots are made for; streams with others have none
 MOST_STILL = 64  # windows without any change whose log-probabilities are kept
 
@@ -462,12 +462,13 @@ class Engine:
         return round(float(span.confidence**self.model.confidence_exponent), 4)
 
     def settle(self, stream: Stream) -> None:
-        """Decodes long stable stretches once, up to the surest delimiter of their first half."""
+        """Decodes long stable stretches once, up to the surest delimiter but for the newest."""
         frames = stream.frames
         first = stream.settled_frame - frames.start_frame
-        if frames.n_stable - first <= SETTLE:
+        longest = SETTLE_GREEDY if isinstance(stream.decode, GreedyDecoder) else SETTLE
+        if frames.n_stable - first <= longest:
             return
-        ends = frames.log_probs[first : first + SETTLE // 2, self.alphabet.delimiter]
+        ends = frames.log_probs[first : frames.n_stable - longest // 2, self.alphabet.delimiter]
         n = 1 + int(ends.argmax())
         if ends[n - 1] > np.log(0.5):
             rows = frames.log_probs[first : first + n]

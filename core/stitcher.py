@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 LogProbs = NDArray[np.float32]
 
-MARGIN = 40  # frames before the overlap that tell a letter which moved from a letter which is new
+MARGIN = 20  # frames before the overlap that tell a letter which moved from a letter which is new
 MAX_MOVE = 6  # frames that a letter moves at most between two windows
 MOVE = 0.05  # cost of each frame that a letter moved: of two ways to pair letters the nearer is right
 DISAGREEMENT = 8.0  # cost of each letter by which the windows differ before the seam
@@ -128,13 +128,18 @@ def find_seam(
         (i for i, (a, b) in enumerate(zip(old_letters, new_letters, strict=False)) if a != b),
         min(len(old_letters), len(new_letters)),
     )
+    rest = [letters[n_same][1] for letters in (old_letters, new_letters) if len(letters) > n_same]
+    alike = min(rest, default=last) + 1  # before this row nothing differs
+    silences = np.stack([rows[:, i] for rows in (older, newer) for i in silent_ids])
+    doubt = 2 - np.exp(silences).sum(0)  # in [0, 2]
+    cost = doubt + np.concatenate([doubt[:1], doubt[:-1]]) + DELAY * np.arange(last)
+    if alike > first and (is_beginning or alike > MAX_MOVE + 1):
+        best = first + int(np.argmin(cost[first:alike]))
+        if alike >= last or cost[best] <= cost[alike:].min() + DISAGREEMENT * MOVE:  # no later row costs less
+            return best
     distances = prefix_distances(old_letters[n_same:], new_letters[n_same:], is_beginning)
-    distance = distances[(old_counts - n_same).clip(0), (new_counts - n_same).clip(0)]
-    silent = list(silent_ids)
-    doubt = 2 - np.exp(older[:, silent]).sum(1) - np.exp(newer[:, silent]).sum(1)  # in [0, 2]
-    before = np.concatenate([doubt[:1], doubt[:-1]])
-    cost = DISAGREEMENT * distance + doubt + before + DELAY * np.arange(len(doubt))
-    return first + int(np.argmin(cost[first:last]))
+    cost += DISAGREEMENT * distances[(old_counts - n_same).clip(0), (new_counts - n_same).clip(0)]
+    return first + int(np.argmin(cost[first:]))
 
 
 def stitch(frames: StitchedFrames, window: Emission, stable_frame: int, silent_ids: tuple[int, int]) -> StitchedFrames:

@@ -48,6 +48,7 @@ from core.transcript import Event, Gap, Transcript, Word, make_transcript
 
 LATENCIES = ("low", "balanced", "accurate")
 LEAD, TRAIL = 1, 2  # frames by which a word is wider than its spikes; against an independent aligner
+STEADY_AGE = 18  # stable frames after a word, for it to be shown where partials are steady
 SETTLE, SETTLE_GREEDY = 250, 50  # stable frames that are decoded again at each step
 MOST_SHAPES = 4  # of windows that slots are made for; streams with others have none
 MOST_STILL = 64  # windows without any change whose log-probabilities are kept
@@ -429,7 +430,7 @@ class Engine:
         n = len(stream.committed)
         words = list(stream.committed) + after(spans, stream.committed)
         if stream.config.steady:
-            words = [word for word in words if word.end_frame <= frames.stable_frame]
+            words = [word for word in words if word.end_frame <= frames.stable_frame - STEADY_AGE]
         while frames is stream.frames and n < len(words) - 1 and words[n].is_closed and words[n].end_frame <= settled:
             n += 1
         stream.committed = tuple(words[:n])

@@ -76,7 +76,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--format", choices=kinds, help="default: as the output's name ends, else text")
     group.add_argument("--output", metavar="PATH", help="write there; a directory gets a file for each recording")
     group.add_argument("--partials", action="store_true", help="show words before their segment has ended")
-    group.add_argument("--steady", action="store_true", help="show them half a second later, and few change")
+    group.add_argument("--steady", action="store_true", help="show words later, when few of them still change")
 
 
 def add_input_options(parser: argparse.ArgumentParser) -> None:

@@ -3,9 +3,9 @@
 The server runs in a process of its own; this process is the clients. They connect one after the other, each at a
 random time and at another place of the speech, and send it as fast as it is spoken, without pauses between the
 recordings. At each level two things are measured: what the server says of its steps (from a step's audio to its
-result; in the mean, and of the slowest ten seconds), and what the clients see (from the last sample that a partial covers to the
-partial). The ramp ends where 95 % of the steps no longer come within one hop, where audio is lost, or where the server
-takes no more. Left to itself a server takes somewhat fewer (`--admission`).
+result; ten seconds at a time, their mean and the slowest), and what the clients see (from the last sample that a
+partial covers to the partial). The ramp ends where 95 % of the steps no longer come within one hop, where audio is
+lost, or where the server takes no more. Left to itself a server takes somewhat fewer (`--admission`).
 
 `--start N --max N --hold 1800` is a soak of N sessions: memory is told at its start, middle and end.
 """

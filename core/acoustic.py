@@ -10,6 +10,7 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,12 @@ def fit(model: Wav2Vec2ForCTC, device: torch.device, dtype: str) -> Wav2Vec2ForC
     remove_parametrizations(model.wav2vec2.encoder.pos_conv_embed.conv, "weight")  # the norm of weights, once
     if device.type == "cuda" and kind == torch.float32:
         torch.backends.cudnn.allow_tf32 = False  # float32 is what the others are compared with
-    return model.to(device, kind)
+    model = model.to(device, kind)
+    if device.type == "cuda" and find_spec("triton") is not None:
+        from core.fused import fuse  # a second to import
+
+        fuse(model)
+    return model
 
 
 class AcousticModel:

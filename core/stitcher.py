@@ -69,14 +69,11 @@ def empty(start_frame: int, n_vocab: int) -> StitchedFrames:
     return StitchedFrames(np.zeros((0, n_vocab), np.float32), start_frame, 0)
 
 
-def letters_of(log_probs: LogProbs, blank: int) -> tuple[list[tuple[int, int]], NDArray[np.int64]]:
-    """The collapsed tokens of the best path with their rows, and how many begin before each row."""
-    ids = log_probs.argmax(1)
-    begins = ids != blank
-    begins[1:] &= ids[1:] != ids[:-1]
-    rows = np.flatnonzero(begins)
-    letters = list(zip(ids[rows].tolist(), rows.tolist(), strict=True))
-    return letters, np.cumsum(begins) - begins
+def beginnings(ids: NDArray[np.int64], blank: int) -> NDArray[np.bool_]:
+    """Where letters begin: rows (last dimension) with another id than the row before, blank excepted."""
+    begins: NDArray[np.bool_] = ids != blank
+    begins[..., 1:] &= ids[..., 1:] != ids[..., :-1]
+    return begins
 
 
 def prefix_distances(
@@ -120,25 +117,24 @@ def find_seam(
     """
     if last <= first:
         return first
-    older, newer = older[:last], newer[:last]  # what follows tells nothing
-    old_letters, old_counts = letters_of(older, silent_ids[0])
-    new_letters, new_counts = letters_of(newer, silent_ids[0])
-    # Those that both have first, in the same rows, are the same: most, where the windows agree.
-    n_same = next(
-        (i for i, (a, b) in enumerate(zip(old_letters, new_letters, strict=False)) if a != b),
-        min(len(old_letters), len(new_letters)),
-    )
-    rest = [letters[n_same][1] for letters in (old_letters, new_letters) if len(letters) > n_same]
-    alike = min(rest, default=last) + 1  # before this row nothing differs
-    silences = np.stack([rows[:, i] for rows in (older, newer) for i in silent_ids])
-    doubt = 2 - np.exp(silences).sum(0)  # in [0, 2]
+    pair = np.stack([older[:last], newer[:last]])  # what follows tells nothing
+    ids = pair.argmax(2)
+    begins = beginnings(ids, silent_ids[0])
+    differs = np.flatnonzero((begins[0] != begins[1]) | (begins[0] & (ids[0] != ids[1])))
+    alike = 1 + (int(differs[0]) if len(differs) else last)  # before this row both have the same letters
+    doubt = 2 - np.exp(pair[..., silent_ids]).sum((0, 2))  # in [0, 2]
     cost = doubt + np.concatenate([doubt[:1], doubt[:-1]]) + DELAY * np.arange(last)
     if alike > first and (is_beginning or alike > MAX_MOVE + 1):
         best = first + int(np.argmin(cost[first:alike]))
         if alike >= last or cost[best] <= cost[alike:].min() + DISAGREEMENT * MOVE:  # no later row costs less
             return best
-    distances = prefix_distances(old_letters[n_same:], new_letters[n_same:], is_beginning)
-    cost += DISAGREEMENT * distances[(old_counts - n_same).clip(0), (new_counts - n_same).clip(0)]
+    # Letters that both have first, in the same rows, are the same: most, where the windows agree.
+    counts = np.cumsum(begins, 1) - begins - begins[0, : alike - 1].sum()
+    old_letters, new_letters = (
+        [(int(ids[i, row]), row) for row in np.flatnonzero(begins[i]).tolist() if row >= alike - 1] for i in (0, 1)
+    )
+    distances = prefix_distances(old_letters, new_letters, is_beginning)
+    cost += DISAGREEMENT * distances[counts[0].clip(0), counts[1].clip(0)]
     return first + int(np.argmin(cost[first:]))
 
 

@@ -65,6 +65,7 @@ class ConvLayer(nn.Module):
             # One group a channel: statistics over the whole window, so windows differ.
             self.layer_norm = nn.GroupNorm(n_out, n_out)
         self.activation = ACTIVATION_FUNCTIONS[config.feat_extract_activation]
+        self.fused: Callable[[Tensor, nn.Module], Tensor] | None = None  # norm and activation at once: `core.fused`
         # Windows that do not overlap, or of the waveform, are rows of one product, which norms per frame go on with.
         (kernel,), (stride,) = self.conv.kernel_size, self.conv.stride
         self.is_product = self.per_frame and (n_in == 1 or kernel == stride)
@@ -86,8 +87,14 @@ class ConvLayer(nn.Module):
         """`norms` (batch, 2, channel): factors and summands instead of a norm over time."""
         x = self.multiply(x) if self.is_product else self.conv(x)  # (batch, channel, time)
         if norms is not None:
-            x = x * norms[:, 0, :, None].to(x.dtype) + norms[:, 1, :, None].to(x.dtype)
-        elif self.layer_norm is not None:
+            return self.activation(x * norms[:, 0, :, None].to(x.dtype) + norms[:, 1, :, None].to(x.dtype))
+        if self.fused is not None and self.layer_norm is not None and not torch.is_grad_enabled():
+            return self.fused(x, self.layer_norm)
+        return self.activate(x)
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Norm and activation of (batch, channel, time)."""
+        if self.layer_norm is not None:
             x = self.layer_norm(x.transpose(1, 2)).transpose(1, 2) if self.per_frame else self.layer_norm(x)
         return self.activation(x)
 

@@ -9,16 +9,18 @@ apart. Batches grow by doubling up to `--slots`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from copy import copy
+from copy import copy, deepcopy
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from core.acoustic import AcousticModel
 from core.audio import HOP, SAMPLE_RATE, Samples, n_samples_for
 from core.engine import LATENCIES, Engine, Stream, StreamConfig
 from core.slots import Slots
+from core.wav2vec2 import ConvLayer
 from streamer.bench.arithmetic import Clock, best_of, ceilings, clock_of, flops, timed_parts
 from streamer.bench.metrics import percentiles
 from streamer.bench.steps import measure_steps
@@ -98,6 +100,21 @@ def measure_flush(
     return percentiles(waits[1:])
 
 
+def is_fused(layer: nn.Module) -> bool:
+    """Whether a kernel of `core.fused` follows its convolution."""
+    return isinstance(layer, ConvLayer) and layer.fused is not None
+
+
+def emit_apart(model: AcousticModel) -> Emit:
+    """The model with PyTorch's kernels for norm and GELU in the place of `core.fused`."""
+    plain = copy(model)
+    plain.model = deepcopy(model.model)
+    for layer in plain.model.modules():
+        if isinstance(layer, ConvLayer):
+            layer.fused = None
+    return plain.emit
+
+
 def measure_device(
     models: dict[str, AcousticModel], peers: dict[str, Emit], samples: Samples, n_slots: int, repeat: int
 ) -> dict[str, Any]:
@@ -109,6 +126,8 @@ def measure_device(
     audio_s = n_slots * len(samples) / SAMPLE_RATE
     operations = {part: n_slots * count for part, count in flops(model.config, len(samples)).items()}
     systems: dict[str, Emit] = {of: model.emit for of, model in models.items()} | peers
+    if any(is_fused(layer) for layer in model.model.modules()):
+        systems[f"{name}, norms apart"] = emit_apart(model)
     for emit in systems.values():
         emit(windows)  # warms up
     seconds = {of: best_of(repeat, lambda emit=emit: emit(windows), clock) for of, emit in systems.items()}  # type: ignore[misc]

@@ -78,30 +78,39 @@ def decode_greedy(log_probs: LogProbs, start_frame: int, alphabet: Alphabet) -> 
 
     `A A _ A | B` -> `AA` and `B`.
     """
-    if not len(log_probs):
-        return []
-    ids, scores = log_probs.argmax(1), log_probs.max(1)
-    starts = np.append(0, 1 + np.flatnonzero(ids[1:] != ids[:-1]))  # first row of each run of one id
-    ends = np.append(starts[1:], len(ids))
-    best = np.maximum.reduceat(scores, starts)  # of each run
-    tokens = ids[starts]
-    told = np.flatnonzero(alphabet.is_letter()[tokens] | (tokens == alphabet.delimiter))  # runs that are not blanks
+    ids = log_probs.argmax(1) if len(log_probs) else np.zeros(0, np.int64)
+    told = np.flatnonzero(ids != alphabet.blank)
+    tokens = ids[told]
+    is_letter = alphabet.is_letter()
     words: list[WordSpan] = []
-    letters: list[tuple[str, int, int, float]] = []
+    letters: list[str] = []  # of the running word
+    scores: list[float] = []  # of each letter's likeliest row
+    start = end = 0  # rows of the word so far
+    last, token = -2, -1  # row before, and its token
 
     def close(is_closed: bool) -> None:
         if letters:
-            confidence = math.exp(sum(letter[3] for letter in letters) / len(letters))
-            text = "".join(letter[0] for letter in letters)
-            words.append(WordSpan(text, letters[0][1], letters[-1][2], min(1.0, round(confidence, 4)), is_closed))
+            confidence = math.exp(sum(scores) / len(letters))
+            frames = start_frame + start, start_frame + end
+            words.append(WordSpan("".join(letters), *frames, min(1.0, round(confidence, 4)), is_closed))
             letters.clear()
+            scores.clear()
 
-    for start, end, token, score in zip(*(of[told].tolist() for of in (starts, ends, tokens, best)), strict=True):
-        if token == alphabet.delimiter:
-            close(True)
-        else:
-            if letters and start_frame + start - letters[-1][2] >= MAX_LETTER_GAP:
+    for row, new, score in zip(told.tolist(), tokens.tolist(), log_probs[told, tokens].tolist(), strict=True):
+        is_repeat, last, token = new == token and row == last + 1, row, new
+        if not is_letter[new]:
+            if new == alphabet.delimiter:
                 close(True)
-            letters.append((alphabet.tokens[token], start_frame + start, start_frame + end, score))
+            continue
+        if is_repeat:
+            scores[-1] = max(scores[-1], score)
+        else:
+            if letters and row - end >= MAX_LETTER_GAP:
+                close(True)
+            if not letters:
+                start = row
+            letters.append(alphabet.tokens[new])
+            scores.append(score)
+        end = row + 1
     close(False)
     return words

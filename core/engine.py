@@ -49,7 +49,7 @@ from core.transcript import Event, Gap, Transcript, Word, make_transcript
 LATENCIES = ("low", "balanced", "accurate")
 LEAD, TRAIL = 1, 2  # frames by which a word is wider than its spikes; against an independent aligner
 STEADY_AGE = 18  # stable frames after a word, for it to be shown where partials are steady
-SETTLE, SETTLE_GREEDY = 250, 50  # stable frames that are decoded again at each step
+SETTLE = 250  # stable frames that are decoded again at each step, where what follows may change the words before
 MOST_SHAPES = 4  # of windows that slots are made for; streams with others have none
 MOST_STILL = 64  # windows without any change whose log-probabilities are kept
 
@@ -400,7 +400,7 @@ class Engine:
             stream.shown = stitch(stream.shown, window, stable, self.alphabet.silent)
             return self.partial(stream)
         frames = stream.frames = stream.shown = stitch(stream.frames, window, stable, self.alphabet.silent)
-        has_letter = self.is_letter[frames.log_probs.argmax(1)]
+        has_letter = self.is_letter[frames.ids]
         stream.target = stable + config.hop * hops_to_endpoint(has_letter, frames.n_stable, config)
         endpoint = find_endpoint(has_letter, lambda: self.energy(stream, frames), frames.n_stable, config.endpoint)
         events: list[Event] = []
@@ -423,9 +423,15 @@ class Engine:
         if not stream.shows_partials and stream.config.commit_after >= stream.config.endpoint.max_length:
             return []
         frames = stream.shown
-        self.settle(stream)
-        rest = frames.since(stream.settled_frame).log_probs
-        spans = [*stream.settled, *stream.decode(rest, stream.settled_frame, is_draft=True)]
+        is_greedy = isinstance(stream.decode, GreedyDecoder)
+        if not is_greedy:
+            self.settle(stream)
+        rest = frames.log_probs[stream.settled_frame - frames.start_frame :]
+        new = stream.decode(rest, stream.settled_frame, is_draft=True)
+        spans = [*stream.settled, *new]
+        if is_greedy and (n_settled := sum(span.start_frame < stream.frames.stable_frame for span in new) - 1) > 0:
+            # Words that a letter of a stable frame follows: nothing changes them.
+            stream.settled, stream.settled_frame = (*stream.settled, *new[:n_settled]), new[n_settled].start_frame
         settled = frames.stable_frame - stream.config.commit_after
         n = len(stream.committed)
         words = list(stream.committed) + after(spans, stream.committed)
@@ -447,16 +453,15 @@ class Engine:
 
         A spike of CTC begins after its sound and ends before it, so words are widened, up to their neighbours.
         """
-        before = [0, *(span.end_frame for span in spans)]
-        starts = [max(frame, span.start_frame - LEAD) for frame, span in zip(before, spans, strict=False)]
-        next_starts = [*starts[1:], end_frame + TRAIL]
-        ends = [min(frame, span.end_frame + TRAIL) for frame, span in zip(next_starts, spans, strict=False)]
-        words = tuple(
-            Word(span.text, start / FRAMES_PER_SECOND, end / FRAMES_PER_SECOND, self.confidence(span), i < n_committed)
-            for i, (span, start, end) in enumerate(zip(spans, starts, ends, strict=True))
-        )
+        words: list[Word] = []
         start_s, end_s = stream.frames.start_frame / FRAMES_PER_SECOND, end_frame / FRAMES_PER_SECOND
-        return make_transcript(stream.segment, is_final, words, start_s, end_s)
+        first = 0  # frame in which the word may begin
+        for i, span in enumerate(spans):
+            start, first = max(first, span.start_frame - LEAD), span.end_frame
+            limit = max(first, spans[i + 1].start_frame - LEAD) if i + 1 < len(spans) else end_frame + TRAIL
+            times = start / FRAMES_PER_SECOND, min(limit, first + TRAIL) / FRAMES_PER_SECOND
+            words.append(Word(span.text, *times, self.confidence(span), i < n_committed))
+        return make_transcript(stream.segment, is_final, tuple(words), start_s, end_s)
 
     def confidence(self, span: WordSpan) -> float:
         """How likely the word is right, in [0, 1]."""
@@ -466,10 +471,9 @@ class Engine:
         """Decodes long stable stretches once, up to the surest delimiter but for the newest."""
         frames = stream.frames
         first = stream.settled_frame - frames.start_frame
-        longest = SETTLE_GREEDY if isinstance(stream.decode, GreedyDecoder) else SETTLE
-        if frames.n_stable - first <= longest:
+        if frames.n_stable - first <= SETTLE:
             return
-        ends = frames.log_probs[first : frames.n_stable - longest // 2, self.alphabet.delimiter]
+        ends = frames.log_probs[first : frames.n_stable - SETTLE // 2, self.alphabet.delimiter]
         n = 1 + int(ends.argmax())
         if ends[n - 1] > np.log(0.5):
             rows = frames.log_probs[first : first + n]
@@ -508,7 +512,7 @@ class Engine:
         frames, config = stream.frames.since(frame), stream.config
         # The next window ends here: rows beyond would have nothing to replace them.
         n = frames.n_stable + config.hop + config.right
-        stream.frames = stream.shown = replace(frames, log_probs=frames.log_probs[:n])
+        stream.frames = stream.shown = frames.until(n)
         stream.target = stream.frames.stable_frame + config.hop
         stream.committed = stream.settled = ()
         stream.settled_frame = frame

@@ -10,7 +10,8 @@ collapsing repeats works across the seam.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,7 @@ class StitchedFrames:
     """Rows `[:n_stable]` never change again; the rest is replaced by the next windows."""
 
     log_probs: LogProbs  # (n_frames, n_vocab)
+    ids: NDArray[np.int64]  # (n_frames,) the likeliest of each row
     start_frame: int
     n_stable: int
 
@@ -62,11 +64,15 @@ class StitchedFrames:
     def since(self, frame: int) -> StitchedFrames:
         """The rows from `frame` on: what the next segment starts with."""
         n = min(max(0, frame - self.start_frame), len(self.log_probs))
-        return StitchedFrames(self.log_probs[n:], frame, max(0, self.n_stable - n))
+        return StitchedFrames(self.log_probs[n:], self.ids[n:], frame, max(0, self.n_stable - n))
+
+    def until(self, n: int) -> StitchedFrames:
+        """The first `n` rows, which are stable rows and more."""
+        return replace(self, log_probs=self.log_probs[:n], ids=self.ids[:n])
 
 
 def empty(start_frame: int, n_vocab: int) -> StitchedFrames:
-    return StitchedFrames(np.zeros((0, n_vocab), np.float32), start_frame, 0)
+    return StitchedFrames(np.zeros((0, n_vocab), np.float32), np.zeros(0, np.int64), start_frame, 0)
 
 
 def beginnings(ids: NDArray[np.int64], blank: int) -> NDArray[np.bool_]:
@@ -79,22 +85,35 @@ def beginnings(ids: NDArray[np.int64], blank: int) -> NDArray[np.bool_]:
 def prefix_distances(
     a: list[tuple[int, int]], b: list[tuple[int, int]], is_beginning: bool = False
 ) -> NDArray[np.float64]:
-    """(len(a) + 1, len(b) + 1): the edit distance of every prefix of `a` from every prefix of `b`.
+    """(len(a) + 1, len(b) + 1): the edit distance of prefixes of `a` from prefixes of `b`.
 
     Letters further than `MAX_MOVE` rows apart are never the same one, so that repeats do not pair wrongly. One
     that near to row 0 may miss its partner for nothing, as it can lie before, unless nothing does.
+    Prefixes of which one ends `MAX_MOVE` rows after the other's next letter are infinitely far: none of what ends
+    before one row does, and no way to those leads through.
     """
     margin = -1 if is_beginning else MAX_MOVE
-    table = [[0.0]]
-    for _, place in b:
-        table[0].append(table[0][-1] + (place > margin))
-    for token, row in a:
-        above = table[-1]
-        line = [above[0] + (row > margin)]
-        for j, (other, place) in enumerate(b, 1):
-            move = abs(row - place)
-            change = (token != other) + MOVE * move if move <= MAX_MOVE else 2
-            line.append(min(above[j] + 1, line[-1] + 1, above[j - 1] + change))
+    places = [place for _, place in b]
+    line = [0.0]
+    for place in places:
+        line.append(line[-1] + (place > margin))
+    table, width = [line], len(line)
+    following = [row for _, row in a[1:]] + [math.inf] * bool(a)
+    first = last = 0  # columns of the line
+    for (token, row), after in zip(a, following, strict=True):
+        above = line
+        while first < len(b) and places[first] < row - MAX_MOVE:
+            first += 1
+        while last < len(b) and places[last] <= after + MAX_MOVE:
+            last += 1
+        line = [math.inf] * width
+        if not first:
+            line[0] = above[0] + (row > margin)
+        for j in range(max(0, first - 1), last):
+            move = abs(row - places[j])
+            paired = above[j] + ((token != b[j][0]) + MOVE * move if move <= MAX_MOVE else 2)
+            alone = 1 + min(above[j + 1], line[j])
+            line[j + 1] = paired if paired < alone else alone
         table.append(line)
     return np.array(table)
 
@@ -117,15 +136,19 @@ def find_seam(
     """
     if last <= first:
         return first
-    pair = np.stack([older[:last], newer[:last]])  # what follows tells nothing
-    ids = pair.argmax(2)
+    older, newer = older[:last], newer[:last]  # what follows tells nothing
+    ids = np.array([older.argmax(1), newer.argmax(1)])
     begins = beginnings(ids, silent_ids[0])
-    differs = np.flatnonzero((begins[0] != begins[1]) | (begins[0] & (ids[0] != ids[1])))
-    alike = 1 + (int(differs[0]) if len(differs) else last)  # before this row both have the same letters
-    doubt = 2 - np.exp(pair[..., silent_ids]).sum((0, 2))  # in [0, 2]
-    cost = doubt + np.concatenate([doubt[:1], doubt[:-1]]) + DELAY * np.arange(last)
+    differs = (begins[0] != begins[1]) | (begins[0] & (ids[0] != ids[1]))
+    row = int(differs.argmax())
+    alike = 1 + (row if differs[row] else last)  # before this row both have the same letters
+    silences = np.exp(np.concatenate([rows.take(silent_ids, 1) for rows in (older, newer)], 1))
+    doubt = 2 - silences.sum(1)  # in [0, 2]
+    cost = doubt + DELAY * np.arange(last)
+    cost[1:] += doubt[:-1]
+    cost[0] += doubt[0]
     if alike > first and (is_beginning or alike > MAX_MOVE + 1):
-        best = first + int(np.argmin(cost[first:alike]))
+        best = first + int(cost[first:alike].argmin())
         if alike >= last or cost[best] <= cost[alike:].min() + DISAGREEMENT * MOVE:  # no later row costs less
             return best
     # Letters that both have first, in the same rows, are the same: most, where the windows agree.
@@ -135,7 +158,7 @@ def find_seam(
     )
     distances = prefix_distances(old_letters, new_letters, is_beginning)
     cost += DISAGREEMENT * distances[counts[0].clip(0), counts[1].clip(0)]
-    return first + int(np.argmin(cost[first:]))
+    return first + int(cost[first:].argmin())
 
 
 def stitch(frames: StitchedFrames, window: Emission, stable_frame: int, silent_ids: tuple[int, int]) -> StitchedFrames:
@@ -158,7 +181,7 @@ def stitch(frames: StitchedFrames, window: Emission, stable_frame: int, silent_i
     last = min(frames.end_frame, max(stable_frame, window.start_frame)) - base
     is_beginning = base == frames.start_frame
     seam = base + find_seam(older, newer, window.start_frame - base, last, silent_ids, is_beginning)
-    kept = frames.log_probs[: seam - frames.start_frame]
-    rows = np.concatenate([kept, whole.log_probs[seam - whole.start_frame :]])
+    n, new = seam - frames.start_frame, whole.log_probs[seam - whole.start_frame :]
+    rows, ids = np.concatenate([frames.log_probs[:n], new]), np.concatenate([frames.ids[:n], new.argmax(1)])
     n_stable = min(max(frames.n_stable, stable_frame - frames.start_frame), len(rows))
-    return StitchedFrames(rows, frames.start_frame, n_stable)
+    return StitchedFrames(rows, ids, frames.start_frame, n_stable)

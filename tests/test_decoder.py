@@ -43,5 +43,10 @@ def test_a_second_of_blank_parts_two_words() -> None:
     assert [word.text for word in decode_greedy(rows(line), 0, ALPHABET)] == ["AB", "CD"]
 
 
+def test_without_a_delimiter_a_pause_alone_parts_words() -> None:
+    alphabet = Alphabet(TOKENS, 0, 0)  # as of a vocabulary that has none
+    assert [word.text for word in decode_greedy(rows("_A__BB_B" + "_" * 50 + "A"), 0, alphabet)] == ["ABB", "A"]
+
+
 def test_nothing_says_nothing() -> None:
     assert decode_greedy(np.zeros((0, len(TOKENS)), np.float32), 0, ALPHABET) == []

@@ -11,8 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 INTERNAL = {"core": {"core"}, "clients": {"clients", "core"}, "streamer": {"streamer", "clients", "core"}}
-# What recognising speech needs; the hub's client is loaded where a name is fetched, training brings its own.
-CORE_LIBRARIES = {"ctc_beam_decoder", "numpy", "torch", "safetensors", "huggingface_hub"}
+# What recognising speech needs; the hub's client is loaded where a name is fetched, Triton on GPUs, training brings its
+# own.
+CORE_LIBRARIES = {"ctc_beam_decoder", "numpy", "torch", "safetensors", "huggingface_hub", "triton"}
 
 
 def imported(file: Path) -> set[str]:

@@ -110,7 +110,7 @@ def test_one_device_goes_and_comes_back(pulse: Pulse, tiny_model_dir: Path, tmp_
     assert process.returncode == 0, err
     gap = next(event for event in map(json.loads, events.read_text().splitlines()) if event["type"] == "gap")
     assert "was away" in gap["reason"] and "s lost: the microphone" in shown.read_text()
-    assert 0 < gap["end_s"] - gap["start_s"] < away_s
+    assert 0 < gap["end_s"] - gap["start_s"] < away_s + 0.25  # it begins with the last block that had come
     assert find(played, recorded(recording)) / SAMPLE_RATE > gap["end_s"], "the recording is silent meanwhile"
 
 

@@ -110,6 +110,7 @@ class AcousticModel:
         self.directory = directory  # of the checkpoint, where it came from one
         self.hop = config.hop
         self.receptive_field = config.receptive_field
+        self.halo = config.halo
         self.alphabet = alphabet_of(tokenizer, config.vocab_size)
         self.normalises = tokenizer.do_normalize  # its input, over time
         self.norms_channels = config.feat_extract_norm == "group"  # of the first convolution, over time

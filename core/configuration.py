@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 ACTIVATIONS = ("gelu", "relu", "silu", "gelu_new")
+CONV_ACTIVATIONS = (*ACTIVATIONS, "square", "log")
+EXTENSIONS = ("conv_padding", "conv_activation", "add_sinusoids")
+TUPLES = ("conv_dim", "conv_stride", "conv_kernel", "conv_padding", "conv_activation")
 CTC_REDUCTIONS = ("mean", "sum", "none")
 CONFIG_NAME = "config.json"
 
@@ -51,7 +54,10 @@ class Wav2Vec2Config:
     num_conv_pos_embeddings: int = 128
     num_conv_pos_embedding_groups: int = 16
     do_stable_layer_norm: bool = False
-    # Beyond the paper: add sinusoids before the first block, which blocks taken over from Whisper need.
+    # Beyond the paper, each left out of the file where a model has none of it. Convolutions may be padded with zeros
+    # and have activations of their own, so that they can begin as a spectrum; Whisper's blocks need sinusoids.
+    conv_padding: tuple[int, ...] = ()
+    conv_activation: tuple[str, ...] = ()
     add_sinusoids: bool = False
     # SpecAugment-style masks on the projected features, while training.
     apply_spec_augment: bool = True
@@ -79,7 +85,7 @@ class Wav2Vec2Config:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("conv_dim", "conv_stride", "conv_kernel"):
+        for name in TUPLES:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         self._check_sizes()
         self._check_choices()
@@ -117,6 +123,13 @@ class Wav2Vec2Config:
         for name in ("conv_dim", "conv_stride", "conv_kernel"):
             if min(getattr(self, name)) < 1:
                 raise ValueError(f"{name} must hold numbers of at least 1. Found: {getattr(self, name)}")
+        for name in ("conv_padding", "conv_activation"):
+            if len(getattr(self, name)) not in (0, lengths[0]):
+                raise ValueError(f"{name} must have one entry for each layer, or none. Found: {getattr(self, name)}")
+        if min(self.conv_padding, default=0) < 0:
+            raise ValueError(f"conv_padding must not be negative. Found: {self.conv_padding}")
+        if any(self.conv_padding) and self.feat_extract_norm == "group":
+            raise ValueError("conv_padding needs a feat_extract_norm of layer or none. Found: group")
         if not 0 <= self.pad_token_id:
             raise ValueError(f"pad_token_id must not be negative. Found: {self.pad_token_id}")
 
@@ -124,11 +137,12 @@ class Wav2Vec2Config:
         for name, allowed in (
             ("hidden_act", ACTIVATIONS),
             ("feat_extract_activation", ACTIVATIONS),
-            ("feat_extract_norm", ("group", "layer")),
+            ("feat_extract_norm", ("group", "layer", "none")),
             ("ctc_loss_reduction", CTC_REDUCTIONS),
+            ("conv_activation", CONV_ACTIVATIONS),
         ):
             value = getattr(self, name)
-            if value not in allowed:
+            if not set(value if isinstance(value, tuple) else (value,)) <= set(allowed):
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}. Found: {value!r}")
         for name in (
             "hidden_dropout",
@@ -155,25 +169,39 @@ class Wav2Vec2Config:
         return hop
 
     @property
+    def paddings(self) -> tuple[int, ...]:
+        """Zeros on either side of each convolution's input."""
+        return self.conv_padding or (0,) * len(self.conv_dim)
+
+    @property
     def receptive_field(self) -> int:
-        """Samples that one frame sees."""
-        field_, step = 1, 1
-        for kernel, stride in zip(self.conv_kernel, self.conv_stride, strict=True):
-            field_ += (kernel - 1) * step
+        """Fewest samples that make a frame: those that it sees, without padding."""
+        n = 1
+        layers = zip(self.conv_kernel, self.conv_stride, self.paddings, strict=True)
+        for kernel, stride, padding in reversed(list(layers)):
+            n = max(1, (n - 1) * stride + kernel - 2 * padding)
+        return n
+
+    @property
+    def halo(self) -> int:
+        """Frames at each end of a window that see padding instead of what lies beyond."""
+        n_samples, step = 0, 1
+        for stride, padding in zip(self.conv_stride, self.paddings, strict=True):
+            n_samples += padding * step
             step *= stride
-        return field_
+        return -(-n_samples // step)
 
     def n_frames(self, n_samples: int) -> int:
         """Frames that the extractor makes of `n_samples` samples (0 where they are too few)."""
-        for kernel, stride in zip(self.conv_kernel, self.conv_stride, strict=True):
-            n_samples = (n_samples - kernel) // stride + 1 if n_samples >= kernel else 0
+        for kernel, stride, padding in zip(self.conv_kernel, self.conv_stride, self.paddings, strict=True):
+            n_samples = max(0, (n_samples + 2 * padding - kernel) // stride + 1) if n_samples else 0
         return n_samples
 
     def to_dict(self) -> dict[str, Any]:
         known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
-        lists = {name: list(known[name]) for name in ("conv_dim", "conv_stride", "conv_kernel")}
-        if not self.add_sinusoids:
-            del known["add_sinusoids"]  # the files of ordinary models stay those that other programs write
+        # The files of ordinary models stay those that other programs write.
+        known = {name: value for name, value in known.items() if value or name not in EXTENSIONS}
+        lists = {name: list(known[name]) for name in TUPLES if name in known}
         return {"model_type": "wav2vec2", **self.extra, **known, **lists}
 
     @classmethod

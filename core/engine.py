@@ -142,18 +142,20 @@ class Stream:
         statistics: Statistics | None = None,
         decode: Decode = no_words,
         n_features: int = 0,
+        halo: int = 0,
     ) -> None:
         """A stream without history.
 
         Args:
             statistics: of what is heard, for models that normalise by them.
             n_features: numbers a frame that are kept of what the model made of it before its encoder; 0 keeps none.
+            halo: frames of samples to keep before each window.
         """
         self.config = config
         self.decode = decode
         self.shows_partials = True  # False saves decoding them, where no word could be committed by one
         segment = config.endpoint.max_length + config.window + config.context
-        self.buffer = RingBuffer(n_samples_for(segment + config.context + config.backlog))
+        self.buffer = RingBuffer(n_samples_for(segment + config.context + config.backlog + halo))
         self.features = RingBuffer(segment + config.context, 32, n_features) if n_features else None
         self.frames = empty(0, n_vocab)  # of the running segment, up to the last step that could end it
         self.shown = self.frames  # the same, and the steps since that only show partials
@@ -282,7 +284,7 @@ class Engine:
         n_vocab = len(self.alphabet.tokens)
         config = config or StreamConfig.preset("balanced")
         n_features = 0 if self.model.n_slots else self.model.n_features
-        return Stream(config, n_vocab, self.model.statistics(), decode or self.decode, n_features)
+        return Stream(config, n_vocab, self.model.statistics(), decode or self.decode, n_features, self.model.halo)
 
     def step(self, streams: Sequence[Stream]) -> list[list[Event]]:
         """Runs one window of every stream that is ready, as one batch.
@@ -314,21 +316,29 @@ class Engine:
                 statistics = self.statistics(stream, task)
                 moments = (0.0, 1.0) if statistics is None else statistics.moments
                 resident[slot.slots][i] = Resident(slot, stream.buffer, task.start_sample, moments)
-            elif stream.features is None or n < RECEPTIVE_FIELD or (stream.statistics and task.cut is not None):
+            elif (
+                (stream.features is None and not self.model.halo)
+                or n < RECEPTIVE_FIELD
+                or (stream.statistics and task.cut is not None)
+            ):
                 plain[i] = self.window(stream, task)
             else:
                 place = task.start_sample, task.end_sample
-                cached[i] = Window(stream.buffer, stream.features, *place, stream.statistics, stream.config.hop)
+                features = stream.features
+                if features is None:
+                    features = RingBuffer(n_frames(n), 32, self.model.n_features)
+                cached[i] = Window(stream.buffer, features, *place, stream.statistics, stream.config.hop)
         if plain:
             results |= zip(plain, self.model.emit(list(plain.values())), strict=True)
         if cached:
-            features = dict(zip(cached, read_features(self.model, list(cached.values())), strict=True))
+            heard = dict(zip(cached, read_features(self.model, list(cached.values())), strict=True))
             steps = {}
             for i in cached:
                 stream, task = work[i]
-                if task.cut is None and stream.config.refresh < stream.config.window:
-                    steps[i] = Step(features.pop(i), task.start_sample // HOP, stream.memory, stream.config.refresh)
-            results |= zip(features, self.model.emit_features(list(features.values())), strict=True)
+                is_step = task.cut is None and stream.features is not None
+                if is_step and stream.config.refresh < stream.config.window:
+                    steps[i] = Step(heard.pop(i), task.start_sample // HOP, stream.memory, stream.config.refresh)
+            results |= zip(heard, self.model.emit_features(list(heard.values())), strict=True)
             results |= zip(steps, emit_steps(self.model, list(steps.values())), strict=True)
         for slots, windows in resident.items():
             results |= zip(windows, slots.emit(list(windows.values())), strict=True)
@@ -522,7 +532,7 @@ class Engine:
         """Gives up the samples that no later window reads."""
         config, frames = stream.config, stream.frames
         first = min(frames.start_frame - config.context, frames.stable_frame - config.left)
-        stream.buffer.release(HOP * max(0, first))
+        stream.buffer.release(HOP * max(0, first - self.model.halo))
         if stream.features is not None:
             stream.features.release(max(0, first))
 
@@ -549,7 +559,7 @@ class Engine:
                     n = max(1, n_frames(task.end_sample - task.start_sample))
                     events = self.apply(stream, task, rows[first : first + n])
                 else:
-                    events = self.finalize(stream, task, self.model.emit([self.window(stream, task)])[0])
+                    events = self.finalize(stream, task, self.emit([(stream, task)])[0])
                 finals += [event for event in events if isinstance(event, Transcript) and event.is_final]
         return finals
 

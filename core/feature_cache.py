@@ -4,6 +4,9 @@ With layer norm, and input that is taken as it is, what the extractor makes of a
 alone, and all windows start on the frame grid: a window's features are those that earlier windows of its stream left
 in a ring, and the new ones. Up to the rounding of products of other sizes nothing changes.
 
+Where convolutions are padded, the frames next to either end of a window hear padding instead of what lies beyond (the
+model's halo): a stream's windows are computed with what lies before them, and their last frames are not kept.
+
 Models that normalise input or channels over time are given the statistics of the stream instead of a window's. Each
 hop's frames are computed by what had been heard up to its end, whenever they are computed: steps that are left out
 change nothing.
@@ -50,21 +53,28 @@ class Window:
 
 def read_features(model: AcousticModel, windows: Sequence[Window]) -> list[Features]:
     """(n_frames, hidden) of each window, which must be of different streams; what was missing is kept."""
-    pieces: list[tuple[Window, Samples]] = []
+    pieces: list[tuple[Window, slice, Samples]] = []
     norms: list[ChannelNorm] = []
     for window in windows:
         if not window.features.start <= window.first_frame <= window.features.end:  # frames between were not asked for
             window.features.restart(window.first_frame)
+        if model.halo:
+            window.features.truncate(window.end_frame - model.halo)
         for start, end in window.missing():
-            samples = window.samples.read(HOP * start, n_samples_for(end))
+            lead = model.halo if HOP * (start - model.halo) >= window.samples.start else 0
+            samples = window.samples.read(HOP * (start - lead), window.end_sample if model.halo else n_samples_for(end))
             if window.statistics is not None:
                 window.statistics.hear(window.samples, n_samples_for(end))
                 if model.norms_channels:
                     norms.append(model.channel_norm(window.statistics))
                 else:
                     samples = window.statistics.normalise(samples)
-            pieces.append((window, samples))
-    computed = model.features([samples for _, samples in pieces], norms or None)
-    for (window, _), features in zip(pieces, computed, strict=True):
-        window.features.append(features)
-    return [window.features.read(window.first_frame, window.end_frame) for window in windows]
+            pieces.append((window, slice(lead, lead + end - start), samples))
+    computed = model.features([samples for *_, samples in pieces], norms or None)
+    for (window, frames, _), features in zip(pieces, computed, strict=True):
+        window.features.append(features[frames])
+    results = [window.features.read(window.first_frame, window.end_frame) for window in windows]
+    if model.halo:
+        for window in windows:
+            window.features.truncate(window.end_frame - model.halo)
+    return results

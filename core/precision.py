@@ -93,10 +93,10 @@ class Product(nn.Module):
         return product
 
 
-def overlap(x: Tensor, kernel: int, stride: int) -> Tensor:
+def overlap(x: Tensor, kernel: int, stride: int, padding: int = 0) -> Tensor:
     """(batch, row, kernel * channel) view of (batch, frame, channel): the frames under each step of a convolution."""
+    x = F.pad(x, (0, 0, padding, padding)) if padding else x.contiguous()
     B, T, C = x.shape
-    x = x.contiguous()
     return x.as_strided((B, (T - kernel) // stride + 1, kernel * C), (T * C, stride * C, 1))
 
 
@@ -106,6 +106,7 @@ class PackedConvLayer(nn.Module):
     def __init__(self, layer: ConvLayer, dtype: torch.dtype) -> None:
         super().__init__()
         (self.kernel,), (self.stride,) = layer.conv.kernel_size, layer.conv.stride
+        self.padding = int(layer.conv.padding[0])
         self.layer_norm, self.activation = layer.layer_norm, layer.activation
         self.is_fused = self.layer_norm is None and self.activation is F.gelu
         weight = layer.conv.weight.transpose(1, 2).flatten(1)  # (n_out, kernel * n_in)
@@ -113,7 +114,7 @@ class PackedConvLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, frame, channel) to the same."""
-        x = self.product(overlap(x, self.kernel, self.stride))
+        x = self.product(overlap(x, self.kernel, self.stride, self.padding))
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         return x if self.is_fused else self.activation(x)
@@ -171,14 +172,15 @@ class PackedExtractor(nn.Module):
 
     def extract(self, samples: Tensor, norm: Tensor | None) -> Tensor:
         """(frame, channel) of the (sample,) of one window; `norm` (2, channel) as in `FeatureExtractor`."""
-        hop, field = self.config.hop, self.config.receptive_field
+        hop, field, halo = self.config.hop, self.config.receptive_field, self.config.halo
         weights = self.first.weights(samples, norm)
-        return torch.cat(
-            [
-                self.rest(self.first(samples[hop * start : hop * (start + STRETCH - 1) + field], *weights))[0]
-                for start in range(0, self.config.n_frames(len(samples)), STRETCH)
-            ]
-        )
+        n = self.config.n_frames(len(samples))
+        rows = []
+        for start in range(0, n, STRETCH):
+            first, end = max(0, start - halo), start + STRETCH + halo
+            part = samples[hop * first : hop * (end - 1) + field if end < n else None]
+            rows.append(self.rest(self.first(part, *weights))[0][start - first :][:STRETCH])
+        return torch.cat(rows)
 
     def forward(self, input_values: Tensor, norms: Tensor | None = None) -> Tensor:
         """Waveforms (batch, sample) to float32 features (batch, channel, frame), frame by frame in memory."""

@@ -53,6 +53,10 @@ class RingBuffer:
         """Gives up the samples before `start`."""
         self.start = max(self.start, min(start, self.end))
 
+    def truncate(self, end: int) -> None:
+        """Forgets the samples from `end` on; what is appended next takes their place."""
+        self.end = max(self.start, min(self.end, end))
+
     def restart(self, start: int) -> None:
         """Forgets everything; what is appended next begins at `start`."""
         self.start = self.end = start

@@ -58,6 +58,7 @@ class Slots:
         self.device = model.model.device
         width = model.n_local_features
         self.unit = HOP if width else 1  # samples from a row to the next
+        self.halo = model.halo if width else 0  # rows next to a window's end that know too little to be kept
         self.n_rows = window if width else n_samples_for(window)
         self.most_new = hop if width else hop * HOP
         self.rings = torch.zeros((n, self.n_rows, *([width] if width else [])), device=self.device)
@@ -105,21 +106,23 @@ class Slots:
 
     def fill(self, windows: Sequence[Resident]) -> None:
         """Sends what the rings lack of each window."""
-        groups: dict[int, list[Resident]] = defaultdict(list)
+        groups: dict[tuple[int, int], list[Resident]] = defaultdict(list)
         for window in windows:
-            groups[self.n_missing(window)].append(window)
-        groups.pop(0, None)
-        for n, members in groups.items():
-            rows = n_samples_for(n) if self.unit == HOP else n
+            if n := self.n_missing(window):
+                is_held = (self.end(window) - n - self.halo) * self.unit >= window.samples.start
+                groups[n, self.halo if is_held else 0].append(window)
+        for (n, lead), members in groups.items():
+            rows = n_samples_for(n + lead) if self.unit == HOP else n
             samples = self.reserve((len(members), rows), torch.float32)
             places = []
             for row, window in zip(samples.numpy(), members, strict=True):
                 first = self.end(window) - n
-                row[:] = window.samples.read(first * self.unit, first * self.unit + rows)
+                sample = (first - lead) * self.unit
+                row[:] = window.samples.read(sample, sample + rows)
                 places.append([window.slot.index, first])
-            self.graphs(self.put, samples, self.pinned(places))
+            self.graphs(self.put_after if lead else self.put, samples, self.pinned(places))
             for window in members:
-                window.slot.end = self.end(window)
+                window.slot.end = self.end(window) - self.halo
 
     def end(self, window: Resident) -> int:
         """One past the last row of a window."""
@@ -129,11 +132,15 @@ class Slots:
         """Rows at a window's end that its slot lacks, rounded up to whole hops, so that few sizes occur."""
         end = self.end(window)
         n_new = end - window.slot.end if end - self.n_rows < window.slot.end <= end else self.n_rows
-        return min(self.n_rows, -(-n_new // self.most_new) * self.most_new)
+        return min(self.n_rows, -(-(n_new - self.halo) // self.most_new) * self.most_new + self.halo)
 
-    def put(self, samples: Tensor, places: Tensor) -> Tensor:
+    def put_after(self, samples: Tensor, places: Tensor) -> Tensor:
+        """As `put`, of samples that begin a halo before the first row."""
+        return self.put(samples, places, self.halo)
+
+    def put(self, samples: Tensor, places: Tensor, lead: int = 0) -> Tensor:
         """Writes what is heard in samples (batch, sample) at `places` (batch, 2): slot, first row."""
-        rows = self.model.model.embed(samples).float() if self.unit == HOP else samples
+        rows = self.model.model.embed(samples).float()[:, lead:] if self.unit == HOP else samples
         self.rings[places[:, :1], self.turn(places, rows.shape[1])] = rows
         return rows
 

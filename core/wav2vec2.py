@@ -23,11 +23,21 @@ from core.configuration import Wav2Vec2Config
 from core.masking import mask_spans
 from core.statistics import channel_norm
 
+FLOOR = 1e-8  # of what logarithms are taken of
+
+
+def level(power: Tensor) -> Tensor:
+    """Logarithms of powers, scaled as Whisper (Radford et al. 2022) scales them; about -1 to 1.5 for speech."""
+    return (power.float().clamp_min(FLOOR).log10() / 4 + 1).to(power.dtype)
+
+
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "relu": F.relu,
     "silu": F.silu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "square": torch.square,
+    "log": level,
 }
 
 
@@ -56,19 +66,20 @@ class ConvLayer(nn.Module):
         super().__init__()
         n_in = config.conv_dim[index - 1] if index else 1
         n_out = config.conv_dim[index]
-        self.conv = nn.Conv1d(n_in, n_out, config.conv_kernel[index], config.conv_stride[index], bias=config.conv_bias)
+        kernel, stride, padding = config.conv_kernel[index], config.conv_stride[index], config.paddings[index]
+        self.conv = nn.Conv1d(n_in, n_out, kernel, stride, padding, bias=config.conv_bias)
         self.layer_norm: nn.Module | None = None
-        self.per_frame = config.feat_extract_norm == "layer"
-        if self.per_frame:
+        self.per_frame = config.feat_extract_norm != "group"
+        if config.feat_extract_norm == "layer":
             self.layer_norm = nn.LayerNorm(n_out)
-        elif index == 0:
+        elif config.feat_extract_norm == "group" and index == 0:
             # One group a channel: statistics over the whole window, so windows differ.
             self.layer_norm = nn.GroupNorm(n_out, n_out)
-        self.activation = ACTIVATION_FUNCTIONS[config.feat_extract_activation]
+        activation = config.conv_activation[index] if config.conv_activation else config.feat_extract_activation
+        self.activation = ACTIVATION_FUNCTIONS[activation]
         self.fused: Callable[[Tensor, nn.Module], Tensor] | None = None  # norm and activation at once: `core.fused`
         # Windows that do not overlap, or of the waveform, are rows of one product, which norms per frame go on with.
-        (kernel,), (stride,) = self.conv.kernel_size, self.conv.stride
-        self.is_product = self.per_frame and (n_in == 1 or kernel == stride)
+        self.is_product = self.per_frame and padding == 0 and (n_in == 1 or kernel == stride)
 
     def multiply(self, x: Tensor) -> Tensor:
         """The convolution as one product: (batch, channel, time), frame by frame in memory."""

@@ -49,6 +49,7 @@ class PlantedModel:
     lengths: list[int] = field(default_factory=list)
     hop: int = HOP
     receptive_field: int = RECEPTIVE_FIELD
+    halo: int = 0
     name: str = "planted"
     confidence_exponent: float = 1.0
     n_features: int = 0

@@ -119,6 +119,11 @@ def test_file_that_is_no_object_is_refused(tmp_path: Path) -> None:
         ({"hidden_act": "tanh"}, "hidden_act.*gelu.*'tanh'"),
         ({"feat_extract_activation": "x"}, "feat_extract_activation.*'x'"),
         ({"feat_extract_norm": "batch"}, "group, layer.*'batch'"),
+        ({"conv_padding": (1, 1)}, r"conv_padding.*each layer.*\(1, 1\)"),
+        ({"conv_padding": (0, 0, 0, 0, 0, 0, -1), "feat_extract_norm": "layer"}, "conv_padding.*negative"),
+        ({"conv_padding": (0, 0, 0, 0, 0, 0, 1)}, "conv_padding.*layer or none.*group"),
+        ({"conv_activation": ("gelu",) * 6}, "conv_activation.*each layer"),
+        ({"conv_activation": ("gelu",) * 6 + ("cube",)}, "conv_activation.*square, log.*'cube'"),
         ({"ctc_loss_reduction": "max"}, "ctc_loss_reduction.*'max'"),
         ({"hidden_dropout": 1.5}, "hidden_dropout.*1.5"),
         ({"mask_time_prob": -0.1}, "mask_time_prob.*-0.1"),
@@ -127,3 +132,19 @@ def test_file_that_is_no_object_is_refused(tmp_path: Path) -> None:
 def test_impossible_settings_are_refused_with_numbers(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Wav2Vec2Config(**settings)
+
+
+def test_padded_convolutions_make_as_many_frames_as_pytorch_s_and_hear_over_the_edge() -> None:
+    config = Wav2Vec2Config(
+        conv_dim=(4, 4, 4, 4),
+        conv_kernel=(400, 1, 3, 3),
+        conv_stride=(160, 1, 1, 2),
+        conv_padding=(0, 0, 1, 1),
+        conv_activation=("square", "log", "gelu", "gelu"),
+        feat_extract_norm="none",
+    )
+    assert (config.hop, config.receptive_field, config.halo) == (HOP, RECEPTIVE_FIELD, 1)
+    for n_samples in (0, 399, 400, 719, 720, 16_000, 16_123):
+        assert config.n_frames(n_samples) == n_frames(n_samples)
+    assert Wav2Vec2Config.from_dict(config.to_dict()).to_dict() == config.to_dict()
+    assert Wav2Vec2Config().halo == 0 and not {"conv_padding", "conv_activation"} & set(Wav2Vec2Config().to_dict())

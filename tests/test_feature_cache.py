@@ -15,12 +15,14 @@ import torch
 from core.acoustic import AcousticModel, ChannelNorm, fit
 from core.audio import HOP, SAMPLE_RATE, Samples, n_frames
 from core.checkpoint import load_config
+from core.configuration import Wav2Vec2Config
 from core.engine import Engine, Stream, StreamConfig
 from core.feature_cache import Window, read_features
 from core.features import normalize
 from core.precision import is_fast, pack
 from core.ring_buffer import RingBuffer
 from core.tokenizer import Wav2Vec2Tokenizer
+from core.training.student import VOCABULARY
 from core.transcript import Event
 from core.wav2vec2 import Wav2Vec2ForCTC
 
@@ -133,6 +135,65 @@ def test_rows_that_are_not_there_are_computed_anew(model: AcousticModel) -> None
     for start, end in ((0, 5), (20, 30), (10, 39), (12, 20)):
         [found] = read_features(model, [Window(samples, features, HOP * start, HOP * end + 80)])
         np.testing.assert_allclose(found, expected[start:end], atol=1e-5)
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def padded(request: pytest.FixtureRequest) -> AcousticModel:
+    """Random weights behind a spectrum, whose convolutions hear neighbours: a frame on either side."""
+    torch.manual_seed(6)
+    config = Wav2Vec2Config(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=48,
+        num_conv_pos_embeddings=16,
+        do_stable_layer_norm=True,
+        feat_extract_norm="none",
+        conv_bias=True,
+        conv_dim=(400, 80, 32, 32),
+        conv_kernel=(400, 1, 3, 3),
+        conv_stride=(160, 1, 1, 2),
+        conv_padding=(0, 0, 1, 1),
+        conv_activation=("square", "log", "gelu", "gelu"),
+    )
+    if request.param != "float32" and not is_fast(torch.bfloat16):
+        pytest.skip("bfloat16 needs AVX-512 or AMX")
+    network = Wav2Vec2ForCTC(config)
+    with torch.no_grad():
+        network.lm_head.weight *= 40
+        for layer in network.wav2vec2.feature_extractor.conv_layers[:2]:
+            layer.conv.weight.abs_()
+    tokenizer = Wav2Vec2Tokenizer({token: i for i, token in enumerate(VOCABULARY)}, do_normalize=False)
+    model = AcousticModel(fit(network, torch.device("cpu"), request.param), tokenizer, request.param)
+    assert model.halo == 1
+    return model
+
+
+def test_frames_at_a_window_s_ends_are_those_of_the_stream_where_it_is_known(padded: AcousticModel) -> None:
+    samples, features = RingBuffer(100 * HOP), RingBuffer(100, 8, padded.n_local_features)
+    wave = speech(1.6)
+    samples.append(wave)
+    [whole] = padded.features([wave])
+    tolerance = {"float32": 1e-5, "bfloat16": 2e-2}[padded.name]
+    for start, end in ((0, 5), (0, 30), (20, 40), (20, 35), (60, 70), (10, 39), (40, 41)):
+        end_sample = HOP * end + 80
+        [found] = read_features(padded, [Window(samples, features, HOP * start, end_sample)])
+        [alone] = padded.features([wave[:end_sample]])  # what follows the window is not heard, what precedes it is
+        np.testing.assert_allclose(found, alone[start:end], atol=tolerance)
+        np.testing.assert_allclose(found[:-1], whole[start : end - 1], atol=tolerance)
+        assert np.abs(found[-1] - whole[end - 1]).max() > 10 * tolerance
+        assert features.end <= end - 1
+    samples.release(HOP * 30)
+    [found] = read_features(padded, [Window(samples, features, HOP * 30, HOP * 45 + 80)])
+    np.testing.assert_allclose(found[1:-1], whole[31:44], atol=tolerance)
+
+
+def test_streams_of_padded_convolutions_end_as_one_pass_does(padded: AcousticModel) -> None:
+    engine, samples = Engine(padded), speech(25, 3)
+    events = [listen(engine, engine.new_stream(), samples, packet) for packet in (317, 3200, 40_000)]
+    finals = [[event.text for event in of if getattr(event, "is_final", False)] for of in events]
+    offline = [final.text for final in engine.transcribe_offline(samples)]
+    assert finals[0] == finals[1] == finals[2] == offline and sum(map(len, offline)) > 20
 
 
 def norming(directory: Path, norm: str, normalises: bool, dtype: str = "float32") -> AcousticModel:

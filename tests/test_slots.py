@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from core.acoustic import AcousticModel
 from core.audio import HOP, SAMPLE_RATE, Samples, n_samples_for
-from core.engine import Engine, Stream, StreamConfig
+from core.engine import Engine, Pass, Stream, StreamConfig
 from core.slots import Resident, Slots
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.transcript import Event, Gap, Transcript
@@ -30,7 +30,7 @@ from streamer.scheduler import Scheduler
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_CUDA])]
 CONFIG = StreamConfig(left=20, hop=10, right=5)
-KINDS = [("layer", False), ("layer", True), ("group", False), ("group", True)]
+KINDS = [("layer", False), ("layer", True), ("group", False), ("group", True), ("none", False)]
 
 
 def make(directory: Path, device: str, norm: str, normalises: bool, n_slots: int = 4) -> AcousticModel:
@@ -39,9 +39,14 @@ def make(directory: Path, device: str, norm: str, normalises: bool, n_slots: int
     tokenizer.do_normalize = normalises
     plain = AcousticModel.load(directory, device, "float32")
     network = plain.model
-    if norm == "group":
+    if norm != "layer":
         torch.manual_seed(0)
-        network = Wav2Vec2ForCTC(replace(plain.config, feat_extract_norm="group"))
+        config = replace(plain.config, feat_extract_norm=norm)
+        if norm == "none":  # the last convolution hears a row more on either side
+            padding = (0,) * (len(config.conv_dim) - 1) + (1,)
+            kernel = (*config.conv_kernel[:-1], config.conv_kernel[-1] + 2)
+            config = replace(config, conv_padding=padding, conv_kernel=kernel)
+        network = Wav2Vec2ForCTC(config)
         with torch.no_grad():
             network.lm_head.weight *= 40
     model = AcousticModel(network.to(device), tokenizer)
@@ -139,7 +144,7 @@ def test_events_are_those_without_slots(tiny_model_dir: Path, on: str, kind: tup
 
 
 def test_a_window_is_what_the_model_hears_alone(model: AcousticModel) -> None:
-    engine, reference = Engine(model), Engine(model)
+    engine, reference = Engine(model), plain(model)
     stream, n_whole = engine.new_stream(CONFIG), 0
     twin = reference.new_stream(CONFIG)
     for packet in np.split(speech(6 * SAMPLE_RATE, 3) + 1e-3, 40):
@@ -147,7 +152,7 @@ def test_a_window_is_what_the_model_hears_alone(model: AcousticModel) -> None:
         twin.push(packet)
         while (task := stream.next_pass()) is not None:
             n_whole += engine.slot(stream, task) is not None
-            expected = model.emit([reference.window(twin, task)])[0]
+            expected = reference.emit([(twin, task)])[0]
             found = engine.emit([(stream, task)])[0]
             if model.n_local_features or model.model.device.type == "cuda":
                 np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -164,15 +169,15 @@ def test_only_what_is_new_is_sent(model: AcousticModel) -> None:
     sent: list[int] = []
     put, unit = Slots.put, (HOP if model.n_local_features else 1)
 
-    def counted(slots: Slots, samples: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    def counted(slots: Slots, samples: torch.Tensor, places: torch.Tensor, lead: int = 0) -> torch.Tensor:
         sent.append(samples.shape[1])
-        return put(slots, samples, places)
+        return put(slots, samples, places, lead)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Slots, "put", counted)
         stream.push(np.random.default_rng(0).normal(size=4 * SAMPLE_RATE).astype(np.float32) / 10)
         engine.drain(stream)
-    overlap = n_samples_for(CONFIG.hop) - HOP * CONFIG.hop if unit == HOP else 0
+    overlap = n_samples_for(CONFIG.hop + 2 * model.halo) - HOP * CONFIG.hop if unit == HOP else 0
     assert sent[0] == n_samples_for(CONFIG.window) and len(sent) > 10
     assert set(sent[1:]) == {HOP * CONFIG.hop + overlap}
 
@@ -216,12 +221,13 @@ def test_batches_are_no_longer_than_memory_allows(model: AcousticModel, monkeypa
     slots = Slots(model, 7, CONFIG.window, CONFIG.hop)
     assert slots.most == 4
     streams = [Stream(CONFIG, 32) for _ in range(7)]
-    windows = []
+    windows, passes = [], []
     for seed, stream in enumerate(streams):
         stream.push(speech(SAMPLE_RATE, seed) + 1e-3)
         windows.append(Resident(slots.take(stream), stream.buffer, HOP * seed, (0.0, 1.0)))
-    heard = [window.samples.read(window.start_sample, window.start_sample + 35 * HOP + 80) for window in windows]
-    for found, expected in zip(slots.emit(windows), model.emit(heard), strict=True):
+        passes.append(Pass(HOP * seed, HOP * seed + n_samples_for(CONFIG.window)))
+    alone = plain(model).emit(list(zip(streams, passes, strict=True)))
+    for found, expected in zip(slots.emit(windows), alone, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 

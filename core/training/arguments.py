@@ -33,9 +33,13 @@ def add_run(parser: argparse.ArgumentParser, steps: int, rate: float, batch_s: f
     parser.add_argument("--batch-s", type=float, default=batch_s, help="seconds of audio a step; default: %(default)s")
     parser.add_argument("--log-every", type=int, default=25, metavar="STEPS", help="default: %(default)s")
     parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="default: %(default)s")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="default: %(default)s")
+    add_machine(parser)
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="default: %(default)s")
     parser.add_argument("--threads", type=int, metavar="N", help="of PyTorch")
 
 
@@ -85,10 +89,12 @@ def make_parser() -> argparse.ArgumentParser:
     add_manifest(command)
     add_run(command, steps=20_000, rate=5e-4, batch_s=60)
 
-    command = commands.add_parser("distil", help="stage A: an extractor for a Whisper encoder's blocks")
+    command = commands.add_parser("distil", help="stage A: a model around a Whisper encoder, still without letters")
     command.add_argument("--teacher", required=True, metavar="BIN", help="CTranslate2 model.bin of a Whisper")
     add_manifest(command)
-    add_run(command, steps=4000, rate=3e-3, batch_s=24)
+    command.add_argument("--output", type=Path, required=True, metavar="DIR", help="the checkpoint")
+    command.add_argument("--steps", type=int, default=20, help="of 40 s of audio; default: %(default)s")
+    add_machine(command)
     add_noise(command)
 
     command = commands.add_parser("finetune", help="stage B, or adapting a model to your own speech")

@@ -132,7 +132,7 @@ def run_distil(args: argparse.Namespace) -> int:
     teacher, blocks = load_teacher(args.teacher)
     student = make_student(teacher, blocks).to(device)
     speech = Speech(load_clips([(m, 1) for m in args.manifest]), make_augment(args.noise), args.seed)
-    distil(student, teacher.to(device), speech, replace(run_config(args), clip=1.0))
+    print(distil(student, teacher.to(device), speech, args.steps))
     save(student, make_tokenizer(), args.output)
     return 0
 

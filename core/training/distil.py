@@ -1,57 +1,72 @@
-"""Stage A: the student's extractor learns to give what Whisper's front end gives to the first block.
+"""Stage A: a student that hears as a Whisper encoder does.
 
-Needs audio but no text. With sinusoids added, blocks that come from the teacher then work at once: after 23 hours of
-audio (half an hour on two busy cores) the first block's input has a cosine of 0.93 to the teacher's.
+Blocks and convolutions are the teacher's (`core.training.student`), so all that is left to find is the projection
+between them, which has to undo the layer norm before it: by least squares over some minutes of any audio, without text.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from core.training.corpus import Speech
-from core.training.run import Run, RunConfig
 from core.training.whisper import FRAME_SHIFT, WhisperEncoder
 from core.wav2vec2 import Wav2Vec2ForCTC
 
-CROP_S = 2.5
-CROPS = 6
-PROBE = 0  # the number of the crops that tell the channels' spread; steps hear those after it
+CROP_S = 5.0
+CROPS = 8  # heard at once
+RIDGE = 1e-5  # of each channel's variance, which is one
 
 
-def target_states(teacher: WhisperEncoder, samples: Tensor, n_frames: int) -> Tensor:
-    """(batch, frame, hidden) of the teacher for the student's frames of (batch, sample)."""
-    with torch.no_grad():
-        return teacher.front_end(samples[:, FRAME_SHIFT:])[:, :n_frames]
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """Mean cosines between student and teacher, over frames that neither hears an edge in."""
+
+    first: float  # of what the first block is given
+    last: float  # of the last states
+
+    def __str__(self) -> str:
+        return f"cosine to the teacher's block input {self.first:.4f}, to its last states {self.last:.4f}"
 
 
-def front_end_loss(
-    student: Wav2Vec2ForCTC, targets: Tensor, samples: Tensor, scale: Tensor, is_mixed: bool = True
-) -> Tensor:
-    """Squared error in units of each channel's spread, and of the layer-normalised states."""
-    wav2vec2 = student.wav2vec2
-    with torch.autocast(samples.device.type, torch.bfloat16, enabled=is_mixed):
-        states, _ = wav2vec2.feature_projection(wav2vec2.feature_extractor(samples).transpose(1, 2))
-        states = states + wav2vec2.encoder.pos_conv_embed(states)
-    states = states[:, : targets.shape[1]].float()
-    shape = states.shape[-1:]
-    spread: Tensor = ((states - targets) / scale).square().mean()
-    return spread + F.mse_loss(F.layer_norm(states, shape), F.layer_norm(targets, shape))
+@torch.no_grad()
+def fit_projection(student: Wav2Vec2ForCTC, speech: Speech, n_steps: int) -> None:
+    """Sets the projection so that the first block is given what the convolutions say; hears `n_steps` times 40 s."""
+    network = student.wav2vec2
+    projection = network.feature_projection.projection
+    d = projection.in_features
+    square = torch.zeros(d + 1, d + 1, dtype=torch.float64)
+    product = torch.zeros(d + 1, projection.out_features, dtype=torch.float64)
+    n = 0
+    for number in range(n_steps):
+        features = network.feature_extractor(speech.crops(number, CROPS, CROP_S).to(student.device))
+        targets = features.transpose(1, 2).flatten(0, 1)
+        normed = F.pad(network.feature_projection.layer_norm(targets), (0, 1), value=1.0).double().cpu()
+        square += normed.T @ normed
+        product += normed.T @ targets.double().cpu()
+        n += len(targets)
+    square += RIDGE * n * torch.eye(d + 1, dtype=torch.float64)
+    solution = torch.linalg.solve(square, product).to(projection.weight)
+    projection.weight.copy_(solution[:-1].T)
+    projection.bias.copy_(solution[-1])
 
 
-def distil(student: Wav2Vec2ForCTC, teacher: WhisperEncoder, speech: Speech, config: RunConfig) -> None:
-    """Trains all before the first block; everything else stays as it is."""
-    for name, parameter in student.named_parameters():
-        parameter.requires_grad = any(part in name for part in ("feature_extractor.", "feature_proj", "pos_conv"))
-    run = Run(student, config)
-    device = student.device
-    probe = speech.crops(PROBE, 2 * CROPS, CROP_S).to(device)
-    n_frames = student.config.n_frames(probe.shape[1])
-    scale = target_states(teacher, probe, n_frames).std((0, 1)) + 0.05
-    while not run.is_done:
-        samples = speech.crops(PROBE + 1 + run.step_count, CROPS, CROP_S).to(device)
-        targets = target_states(teacher, samples, n_frames)
-        run.step(front_end_loss(student, targets, samples, scale, config.is_mixed), CROPS * CROP_S)
-        run.report()
-    student.requires_grad_(True)
+@torch.no_grad()
+def likeness(student: Wav2Vec2ForCTC, teacher: WhisperEncoder, samples: Tensor) -> Likeness:
+    """Of (batch, sample)."""
+    first, last = teacher(samples[:, FRAME_SHIFT:])
+    network = student.wav2vec2
+    hidden, _ = network.embed(samples)
+    states = network.encoder(hidden)[0]
+    inner = slice(2, min(hidden.shape[1], first.shape[1]) - 2)
+    cosines = [F.cosine_similarity(a[:, inner], b[:, inner], dim=-1) for a, b in ((hidden, first), (states, last))]
+    return Likeness(*(float(cosine.mean()) for cosine in cosines))
+
+
+def distil(student: Wav2Vec2ForCTC, teacher: WhisperEncoder, speech: Speech, n_steps: int) -> Likeness:
+    """Fits the projection, and says how much the student, on audio that it was not fitted on, is like the teacher."""
+    fit_projection(student, speech, n_steps)
+    return likeness(student, teacher, speech.crops(n_steps, CROPS, CROP_S).to(student.device))

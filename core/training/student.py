@@ -1,27 +1,27 @@
-"""The architecture of `streamer-en`, and how its extractor starts.
+"""The architecture of `streamer-en`, and how it starts.
 
-Whisper's blocks are taken over whole; in front of them convolutions hear the waveform: windows of 10 ms every 5 ms
-(a learned filter bank), then twice two neighbours into one, with a layer of single frames between. Frames keep the hop
-of 320 and the receptive field of 400 samples of the published models, at a tenth of their cost.
+Whisper's blocks are taken over whole, and what they were trained on comes before them as convolutions of the waveform:
+a spectrum (cosines and sines under a Hann window, squared), mel bands of it and their logarithms, then Whisper's own
+two convolutions. Frames keep the hop of 320 and the receptive field of 400 samples of the published models, and two
+neighbours on either side; the whole costs a tenth of their extractors.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from core.audio import SAMPLE_RATE
 from core.configuration import Wav2Vec2Config
 from core.tokenizer import Wav2Vec2Tokenizer
-from core.training.whisper import WhisperEncoder, copy_blocks
+from core.training.whisper import MEL_HOP, N_FFT, WhisperEncoder, copy_blocks, mel_filters
 from core.wav2vec2 import ConvLayer, Wav2Vec2ForCTC
 
 # The vocabulary of the wav2vec2-base-960h checkpoint: every tool for it fits.
 VOCABULARY = "<pad> <s> </s> <unk> | E T A O N I H S R D L U M W C F G Y P B V K ' X J Q Z".split()
-PHASES = 4  # filters a band, a quarter of a wave apart, so that their rectified sum follows the band's level
+N_MELS = 80
 
 
 def student_config(blocks: Wav2Vec2Config) -> Wav2Vec2Config:
@@ -29,11 +29,13 @@ def student_config(blocks: Wav2Vec2Config) -> Wav2Vec2Config:
     return replace(
         blocks,
         vocab_size=len(VOCABULARY),
-        feat_extract_norm="layer",
+        feat_extract_norm="none",
         conv_bias=True,
-        conv_dim=(512,) * 6,
-        conv_kernel=(160, 1, 2, 1, 2, 1),
-        conv_stride=(80, 1, 2, 1, 2, 1),
+        conv_dim=(N_FFT, N_MELS, blocks.hidden_size, blocks.hidden_size),
+        conv_kernel=(N_FFT, 1, 3, 3),
+        conv_stride=(MEL_HOP, 1, 1, 2),
+        conv_padding=(0, 0, 1, 1),
+        conv_activation=("square", "log", "gelu", "gelu"),
         num_conv_pos_embeddings=16,
         add_sinusoids=True,
         layerdrop=0.0,
@@ -49,31 +51,34 @@ def make_tokenizer(do_normalize: bool = False) -> Wav2Vec2Tokenizer:
     return Wav2Vec2Tokenizer({token: i for i, token in enumerate(VOCABULARY)}, do_normalize=do_normalize)
 
 
-def start_as_filter_bank(conv: nn.Conv1d) -> None:
-    """Fills a first convolution with Gabor filters, mel-spaced from 80 to 7600 Hz, high ones louder."""
-    n, _, taps = conv.weight.shape
-    mels = np.linspace(2595 * np.log10(1 + 80 / 700), 2595 * np.log10(1 + 7600 / 700), n // PHASES)
-    centres = 700 * (10 ** (mels / 2595) - 1)  # Hz
-    times = (np.arange(taps) - (taps - 1) / 2) / SAMPLE_RATE  # s
-    window = np.hanning(taps + 2)[1:-1]
+def spectrum() -> Tensor:
+    """(N_FFT, N_FFT) filters: cosines of each frequency, then sines of all but the first and the last."""
+    times = torch.arange(N_FFT, dtype=torch.float64)
+    angles = 2 * math.pi * torch.outer(times[: N_FFT // 2 + 1], times) / N_FFT
+    window = torch.hann_window(N_FFT, dtype=torch.float64)
+    return (torch.cat([angles.cos(), angles[1:-1].sin()]) * window).float()
+
+
+def fit(conv: nn.Module, weight: Tensor, bias: Tensor | None = None) -> None:
+    assert isinstance(conv, nn.Conv1d) and conv.bias is not None
     with torch.no_grad():
-        for band, centre in enumerate(centres):
-            envelope = np.exp(-0.5 * (2 * times * np.clip(0.2 * centre, 100, 600)) ** 2) * window
-            gain = (1 + centre / 500) / np.sqrt(np.square(envelope).sum())
-            for phase in range(PHASES):
-                wave = gain * envelope * np.cos(2 * np.pi * centre * times + phase * np.pi / 2)
-                conv.weight[PHASES * band + phase, 0] = torch.from_numpy(wave)
+        conv.weight.copy_(weight)
+        conv.bias.copy_(torch.zeros_like(conv.bias) if bias is None else bias)
 
 
 def make_student(teacher: WhisperEncoder, blocks: Wav2Vec2Config) -> Wav2Vec2ForCTC:
-    """An untrained student around the teacher's blocks."""
+    """A student around the teacher's blocks, with its ears; only projection and head know nothing yet."""
     model = Wav2Vec2ForCTC(student_config(blocks))
     copy_blocks(teacher, model.wav2vec2)
-    first = model.wav2vec2.feature_extractor.conv_layers[0]
-    assert isinstance(first, ConvLayer)
-    start_as_filter_bank(first.conv)
-    # The sinusoids tell positions; the positional convolution is for what Whisper's wider windows hear.
+    layers = [layer for layer in model.wav2vec2.feature_extractor.conv_layers if isinstance(layer, ConvLayer)]
+    bands = mel_filters(N_MELS)
+    fit(layers[0].conv, spectrum()[:, None])
+    fit(layers[1].conv, torch.cat([bands, bands[:, 1:-1]], 1)[:, :, None])
+    fit(layers[2].conv, teacher.conv1.weight, teacher.conv1.bias)
+    fit(layers[3].conv, teacher.conv2.weight, teacher.conv2.bias)
+    # The sinusoids tell positions; the positional convolution adds nothing until it is trained.
     positional = model.wav2vec2.encoder.pos_conv_embed.conv
     with torch.no_grad():
-        positional.weight = positional.weight * 0.3
+        positional.weight = positional.weight * 1e-3
+        positional.bias.zero_()
     return model

@@ -39,7 +39,13 @@ def new_beside(target: Path) -> tuple[int, str]:
 
 
 def replace_text(target: Path, text: str, is_durable: bool = False) -> None:
-    """Puts `text` in place of the file, in one step; `is_durable` outlives a power cut, too."""
+    """Puts `text` in place of the file, in one step; `is_durable` outlives a power cut, too.
+
+    Raises:
+        OSError: that cannot be, or something else than a file is there.
+    """
+    if target.exists() and not target.is_file():
+        raise OSError(f"cannot write {target}: it is no file that could be replaced")
     handle, name = new_beside(target)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -5,19 +5,26 @@ Without a terminal every final is a plain line. Keys: q quit, s save, space paus
 
 from __future__ import annotations
 
+import io
+import logging
 import os
+import re
 import select
+import signal
 import sys
+import threading
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from clients.controls import Controls, Status, clock, status_line
+from clients.controls import KEYS, NO_KEYS, PLAIN, Controls, Status, clock, status_line
 from core.transcript import Event, Gap, Transcript
+
+ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|O?.|$)", re.S)  # ECMA-48's control sequences, and the keypad's
 
 
 class Keys:
@@ -25,37 +32,54 @@ class Keys:
 
     def __init__(self) -> None:
         self._saved: Any = None
+        self._on_return: Any = None
 
     def __enter__(self) -> Self:
         if os.name == "posix" and sys.stdin is not None and sys.stdin.isatty():
             import termios
-            import tty
 
             self._saved = termios.tcgetattr(sys.stdin)
-            tty.setcbreak(sys.stdin)
+            self._take()
+            if threading.current_thread() is threading.main_thread():  # after Ctrl-Z and `fg`, too
+                self._on_return = signal.signal(signal.SIGCONT, lambda *_: self._take())
         return self
+
+    def _take(self) -> None:
+        import tty
+
+        tty.setcbreak(sys.stdin)
 
     def __exit__(self, *_: object) -> None:
         if self._saved is not None:
             import termios
 
+            if self._on_return is not None:
+                signal.signal(signal.SIGCONT, self._on_return)
             termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._saved)
 
+    @property
+    def are_there(self) -> bool:
+        return self._saved is not None or os.name == "nt"
+
     def pressed(self) -> str:
-        """The keys since the last call."""
+        """The keys since the last call; those that have no letter, such as arrows, are left out."""
         keys = ""
         if os.name == "nt":
             import msvcrt
 
             while msvcrt.kbhit():  # type: ignore[attr-defined]
-                keys += msvcrt.getwch()  # type: ignore[attr-defined]
+                key = msvcrt.getwch()  # type: ignore[attr-defined]
+                if key in "\x00\xe0":
+                    msvcrt.getwch()  # type: ignore[attr-defined]
+                else:
+                    keys += key
         elif self._saved is not None:
             while select.select([sys.stdin], [], [], 0)[0]:
                 key = os.read(sys.stdin.fileno(), 1).decode("ascii", "replace")
                 if not key:
                     break
                 keys += key
-        return keys
+        return ESCAPES.sub("", keys)
 
 
 def render(partial: Transcript, width: int, n_lines: int) -> Text:
@@ -71,14 +95,26 @@ def render(partial: Transcript, width: int, n_lines: int) -> Text:
     return Text("\n").join(Text(" ").join(line) for line in lines[-n_lines:])
 
 
+def redirect_log(before: TextIO, after: TextIO) -> None:
+    """Log lines that went to one stream go to another."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is before:
+            handler.setStream(after)
+
+
 class LiveCaptions:
     """Shows events as they come. `with LiveCaptions() as captions: captions.show(event)`."""
 
-    def __init__(self, console: Console | None = None, on_stderr: bool = False) -> None:
+    def __init__(self, console: Console | None = None, on_stderr: bool = False, takes_keys: bool = True) -> None:
+        """`takes_keys`: whether what is typed here is meant for the session."""
         self.console = console or Console(highlight=False, stderr=on_stderr)
         self.controls = Controls()
         self._is_live = self.console.is_terminal and not self.console.is_dumb_terminal
+        self._has_all_signs = self.console.encoding.startswith("utf")
+        if not self._has_all_signs and isinstance(self.console.file, io.TextIOWrapper):
+            self.console.file.reconfigure(errors="replace")
         self._keys = Keys()
+        self._takes_keys = takes_keys
         self._partial: Transcript | None = None
         self._status: Status | None = None
         self._trouble = ""
@@ -97,7 +133,9 @@ class LiveCaptions:
 
     def status(self, status: Status) -> None:
         """The line under the captions, and what the keys ask for."""
-        self.controls.press(self._keys.pressed())
+        keys = self._keys.pressed()
+        if self._takes_keys:
+            self.controls.press(keys)
         if status.trouble != self._trouble and not self._is_live and status.trouble:
             self.note(status.trouble)
         self._trouble = status.trouble
@@ -118,7 +156,9 @@ class LiveCaptions:
         width, height = self.console.size
         lines = [render(self._partial, width, max(1, height - 2))] if self._partial else []
         if self._status is not None:
-            text = status_line(self._status, self.controls.is_paused, width - 1)
+            keys = KEYS if self._takes_keys and self._keys.are_there else NO_KEYS
+            text = status_line(self._status, self.controls.is_paused, width - 1, keys)
+            text = text if self._has_all_signs else text.translate(PLAIN)
             style = "red" if self._status.trouble else "dim"
             lines.append(Text(text, style=style, overflow="ellipsis", no_wrap=True))
         self._live.update(Text("\n").join(lines), refresh=refresh)
@@ -126,7 +166,9 @@ class LiveCaptions:
     def __enter__(self) -> Self:
         self._keys.__enter__()
         if self._is_live:
+            before = sys.stderr
             self._live.start()
+            redirect_log(before, sys.stderr)  # what is logged scrolls up like the finals
         return self
 
     def __exit__(
@@ -134,5 +176,7 @@ class LiveCaptions:
     ) -> None:
         if self._is_live:
             self._live.update(Text(""))
+            during = sys.stderr
             self._live.stop()
+            redirect_log(during, sys.stderr)
         self._keys.__exit__()

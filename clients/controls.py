@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
@@ -14,6 +15,8 @@ from core.transcript import Event, Transcript
 LEVELS = " ▁▂▃▄▅▆▇█"
 FLOOR_DB = -60.0
 KEYS = ("q quit", "s save", "space pause", "n new line", "d device")
+NO_KEYS = ("Ctrl-C quit",)  # where none can be read, or where what is typed would be taken for them
+PLAIN = str.maketrans(LEVELS + "·", " 12345678|")  # for a terminal that has but ASCII
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ def level_bar(db: float) -> str:
     return LEVELS[int(np.clip((db - FLOOR_DB) / -FLOOR_DB * (len(LEVELS) - 1), 0, len(LEVELS) - 1))]
 
 
-def status_line(status: Status, is_paused: bool, width: int) -> str:
+def status_line(status: Status, is_paused: bool, width: int, keys: Sequence[str] = KEYS) -> str:
     """As many of the read-outs as fit, the important ones first; then as many of the keys."""
     delay = "" if status.delay_s is None else f" {status.delay_s:.1f} s"
     parts = [f"{level_bar(status.level_db)} {status.trouble or status.device}"]
@@ -47,7 +50,7 @@ def status_line(status: Status, is_paused: bool, width: int) -> str:
         parts[0] = "paused"
     if status.n_overruns:
         parts.append(f"{status.n_overruns} overruns")
-    parts += [f"lag {status.lag_s:.1f} s", f"{status.latency}{delay}", *KEYS]
+    parts += [f"lag {status.lag_s:.1f} s", f"{status.latency}{delay}", *keys]
     line = parts[0][:width]
     for part in parts[1:]:
         if len(line) + 3 + len(part) <= width:

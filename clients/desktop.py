@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -10,13 +11,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from core.transcript import Event, Gap
 
 logger = logging.getLogger(__name__)
 
+X11_TYPIST = ["xdotool", "type", "--clearmodifiers", "--delay", "4", "--file", "-"]
+WAYLAND_TYPISTS = (["wtype", "-"], ["ydotool", "type", "--file", "-"])  # the second where the compositor is GNOME's
 PATIENCE_S = 20  # for a tool that types, and for the commands that still run at the end
 
 
@@ -25,23 +28,23 @@ class DesktopError(Exception):
 
 
 def find_typist(environment: Mapping[str, str] = os.environ) -> Callable[[str], None]:
-    """What types a text into the focused window.
+    """What types a text into the focused window; it has been tried on an empty one.
 
     Wayland lets no program type for another but through its own tools; elsewhere X11's tool or pynput does it.
 
     Raises:
-        DesktopError: there is no desktop, or no tool for it.
+        DesktopError: there is no desktop, no tool for it, or none that it heeds.
     """
     if sys.platform.startswith("linux"):
         if environment.get("WAYLAND_DISPLAY"):
-            for tool in (["wtype", "-"], ["ydotool", "type", "--file", "-"]):
-                if shutil.which(tool[0]):
-                    return lambda text, tool=tool: run_tool(tool, text)  # type: ignore[misc]
-            raise DesktopError("--type on Wayland needs wtype (or ydotool with its daemon); install it")
+            tools = [tool for tool in WAYLAND_TYPISTS if shutil.which(tool[0])]
+            if not tools:
+                raise DesktopError("--type on Wayland needs wtype (or ydotool with its daemon); install it")
+            return first_that_works(tools)
         if not environment.get("DISPLAY"):
             raise DesktopError("--type needs a desktop: neither DISPLAY nor WAYLAND_DISPLAY is set")
         if shutil.which("xdotool"):
-            return lambda text: run_tool(["xdotool", "type", "--clearmodifiers", "--delay", "4", "--file", "-"], text)
+            return first_that_works([X11_TYPIST])
     try:
         from pynput.keyboard import Controller
     except Exception as e:
@@ -51,6 +54,18 @@ def find_typist(environment: Mapping[str, str] = os.environ) -> Callable[[str], 
         raise DesktopError(f"--type needs {either}the extra `desktop`: pip install 'streamer[desktop]'") from e
     keyboard = Controller()
     return lambda text: keyboard.type(text)
+
+
+def first_that_works(tools: Sequence[list[str]]) -> Callable[[str], None]:
+    """Raises DesktopError with the last one's reason."""
+    for tool in tools:
+        try:
+            run_tool(tool, "")
+        except DesktopError as e:
+            reason = e
+        else:
+            return partial(run_tool, tool)
+    raise DesktopError(f"--type: this desktop lets no program type: {reason}") from reason
 
 
 def find_copier(environment: Mapping[str, str] = os.environ) -> Callable[[str], None]:
@@ -65,7 +80,7 @@ def find_copier(environment: Mapping[str, str] = os.environ) -> Callable[[str], 
         tools += [["xclip", "-selection", "clipboard"], ["xsel", "--clipboard", "--input"]] if x11 else []
         for tool in tools:
             if shutil.which(tool[0]):
-                return lambda text, tool=tool: run_tool(tool, text)  # type: ignore[misc]
+                return partial(run_tool, tool)
         raise DesktopError("--clipboard finds none; install xclip (X11) or wl-clipboard (Wayland)")
     try:
         import pyperclip
@@ -166,7 +181,20 @@ class Command:
 
 
 def run_shell(command: str, text: str) -> int:
-    """The command's exit code. Ctrl-C in the terminal is for the session, not for the command."""
-    return subprocess.run(
-        command, shell=True, input=text, text=True, check=False, start_new_session=os.name == "posix"
-    ).returncode
+    """The command's exit code. What it says is shown when it has ended, above the running words; Ctrl-C in the
+    terminal is for the session, not for the command."""
+    with tempfile.TemporaryFile("w+", errors="replace") as told:
+        code = subprocess.run(
+            command,
+            shell=True,
+            input=text,
+            text=True,
+            check=False,
+            stdout=told,
+            stderr=subprocess.STDOUT,
+            start_new_session=os.name == "posix",
+        ).returncode
+        told.seek(0)
+        with contextlib.suppress(OSError):  # nobody reads any more
+            print(told.read(), end="", flush=True)
+    return code

@@ -5,28 +5,31 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import numpy as np
 
-from clients.microphone import (
-    NOTHING,
-    WAIT_S,
-    Heard,
-    Microphone,
+from clients.devices import (
+    Device,
     MicrophoneError,
+    find_again,
+    find_device,
     find_system_audio,
-    input_names,
+    input_keys,
+    key_of,
     portaudio,
     rescan,
 )
+from clients.microphone import NOTHING, WAIT_S, Heard, Microphone
 from clients.pulse import has_gone
 from core.audio import SAMPLE_RATE, Samples
 
 RETRY_S = 2.0  # between looks for a device that went away
 PACKET = SAMPLE_RATE // 20  # samples of a played file at once
+PACKET_S = PACKET / SAMPLE_RATE
 
 
 class LiveInput(Protocol):
@@ -51,8 +54,11 @@ class LiveInput(Protocol):
 
     def read(self) -> Heard: ...
 
-    def switch(self) -> None:
-        """To the next device, if there is another."""
+    def pause(self, is_paused: bool) -> None:
+        """What can wait does; a microphone is read on, and nobody listens."""
+
+    def switch(self) -> str:
+        """To the next device, if there is another; what to tell of it."""
 
     def finish(self) -> list[Heard]: ...
 
@@ -62,17 +68,20 @@ class SteadyMicrophone:
 
     def __init__(self, name: str | None = None, is_system_audio: bool = False) -> None:
         """Raises MicrophoneError where there is none to begin with."""
-        self._choice = find_system_audio() if is_system_audio else name
-        self._microphone: Microphone | None = self._open(self._choice)
+        self._find: Callable[[], Device] = find_system_audio if is_system_audio else partial(find_device, name)
+        self._microphone: Microphone | None = None
         self._n_overruns = 0  # of microphones that are closed
         self._left: deque[Heard] = deque()  # of microphones that are closed
         self._missed_from = self._next_try = self._next_check = 0.0
-        self.trouble = ""
-        self.name = self._microphone.name if self._microphone else ""
         self.has_ended = False
+        self._listen(self._find())
+        if name is not None:
+            self._find = partial(find_again, self._device)
 
-    def _open(self, choice: str | None) -> Microphone:
-        return Microphone(choice).__enter__()
+    def _listen(self, device: Device) -> None:
+        """Raises MicrophoneError where it cannot be opened."""
+        self._microphone = Microphone(device).__enter__()
+        self._device, self.name, self.trouble = device, device.name, ""
 
     @property
     def waiting_s(self) -> float:
@@ -98,11 +107,14 @@ class SteadyMicrophone:
             self._close()
             return NOTHING
 
+    def pause(self, is_paused: bool) -> None:
+        """It is read on."""
+
     def _check(self) -> None:
-        """Raises MicrophoneError where the chosen source has gone, now and then."""
-        if self._choice is not None and time.monotonic() >= self._next_check:
+        """Raises MicrophoneError where the source has gone, now and then."""
+        if time.monotonic() >= self._next_check:
             self._next_check = time.monotonic() + RETRY_S
-            if has_gone(self._choice):
+            if has_gone(self._device.source):
                 raise MicrophoneError(f"the microphone {self.name!r} has stopped; is it still connected?")
 
     def _look(self) -> Heard:
@@ -110,30 +122,44 @@ class SteadyMicrophone:
         if time.monotonic() < self._next_try:
             time.sleep(WAIT_S)
             return NOTHING
+        before = self.name
         try:
             rescan()
-            self._microphone = self._open(self._choice)
+            self._listen(self._find())
         except MicrophoneError:
             self._next_try = time.monotonic() + RETRY_S
             return NOTHING
-        self.trouble = ""
-        missed = round(time.monotonic() - self._missed_from, 3)
-        return Heard(NOTHING.samples, missed, f"the microphone {self.name!r} was away")
+        other = f"; {self.name!r} is heard now" if self.name != before else ""
+        return self._missed(self._missed_from, f"the microphone {before!r} was away{other}")
 
-    def switch(self) -> None:
-        names = input_names()
-        at = names.index(self._choice) if self._choice in names else -1
+    def _missed(self, since: float, reason: str) -> Heard:
+        return Heard(NOTHING.samples, round(time.monotonic() - since, 3), reason)
+
+    def switch(self) -> str:
         since = time.monotonic()
         self._close()
-        for name in [*names[at + 1 :], *names[: at + 1]]:
+        for key in self._others():
             with contextlib.suppress(MicrophoneError):
-                self._microphone = self._open(name)
-                self._choice, self.name = name, self._microphone.name
-                self.trouble = ""
-                lost_s = round(time.monotonic() - since, 3)
-                self._left.append(Heard(NOTHING.samples, lost_s, f"the microphone was changed to {self.name!r}"))
-                return
-        self.trouble, self._missed_from, self._next_try = "no other microphone can be opened", since, since
+                self._listen(find_device(key))
+                self._find = partial(find_again, self._device)
+                self._left.append(self._missed(since, f"the microphone was changed to {self.name!r}"))
+                return f"listening to {self.name}"
+        self.trouble, self._missed_from, self._next_try = "no microphone can be opened", since, since
+        return "no other microphone can be opened"
+
+    def _others(self) -> list[str]:
+        """The keys of the other microphones, in turn."""
+        try:
+            rescan()  # one that has just been plugged in
+            keys = input_keys()
+        except MicrophoneError:
+            return []
+        with contextlib.suppress(MicrophoneError):
+            here = key_of(find_again(self._device))
+            if here in keys:
+                at = keys.index(here)
+                return [*keys[at + 1 :], *keys[:at]]
+        return keys
 
     def _close(self) -> None:
         if self._microphone is not None:
@@ -165,6 +191,7 @@ class Speaker:
         self._parts: deque[Samples] = deque()
         self._stream: Any = None
         self.trouble = ""
+        self.is_paused = False
         try:
             sounddevice = portaudio()
             self._stream = sounddevice.OutputStream(
@@ -179,6 +206,8 @@ class Speaker:
     def _give(self, block: Samples, n: int, time: object, status: object) -> None:
         """PortAudio's thread."""
         block[:] = 0
+        if self.is_paused:
+            return
         try:
             part = self._parts.popleft()
         except IndexError:
@@ -190,8 +219,16 @@ class Speaker:
         if self._stream is not None:
             self._parts.append(samples)
 
+    @property
+    def left_s(self) -> float:
+        """Seconds that are still to be heard."""
+        return len(self._parts) * PACKET_S
+
     def close(self) -> None:
+        """What is left is not heard."""
         if self._stream is not None:
+            if not self._parts:  # the last of it is with the sound system
+                self._stream.stop()
             self._stream.close()
 
 
@@ -206,21 +243,28 @@ class PlayedFile:
         self.trouble = ""
         self.note = self._speaker.trouble if self._speaker else ""  # why it is not heard
         self._packets = (block[at : at + PACKET] for block in blocks for at in range(0, len(block), PACKET))
-        self._start = 0.0
+        self._start = 0.0  # on the clock, where the file would have begun
         self._n = 0  # samples given
+        self._paused_at: float | None = None
+        self._ends = 0.0  # on the clock, when all was given and must have been heard
         if self._speaker:
             for _ in range(int(delay_s * SAMPLE_RATE / PACKET)):
                 self._speaker.play(np.zeros(PACKET, np.float32))
 
     @property
     def waiting_s(self) -> float:
-        return max(0.0, time.monotonic() - self._start - self._n / SAMPLE_RATE) if self._start else 0.0
+        if not self._start or self._ends or self._paused_at is not None:
+            return 0.0
+        return max(0.0, time.monotonic() - self._start - self._n / SAMPLE_RATE)
 
     def read(self) -> Heard:
         """The next packet, when it would have been heard."""
-        packet = next(self._packets, None)
+        if self._paused_at is not None:
+            time.sleep(PACKET_S)
+            return NOTHING
+        packet = None if self._ends else next(self._packets, None)
         if packet is None:
-            self.has_ended = True
+            self._end()
             return NOTHING
         if self._speaker:
             self._speaker.play(packet)
@@ -229,8 +273,28 @@ class PlayedFile:
         time.sleep(max(0.0, self._start + self._n / SAMPLE_RATE - time.monotonic()))
         return Heard(packet)
 
-    def switch(self) -> None:
-        """A file has no other device."""
+    def _end(self) -> None:
+        """All was given; it has ended when the loudspeaker has played it."""
+        left_s = self._speaker.left_s if self._speaker else 0.0
+        self._ends = self._ends or time.monotonic() + left_s + 1
+        self.has_ended = not left_s or time.monotonic() > self._ends  # or it plays no more
+        if not self.has_ended:
+            time.sleep(PACKET_S)
+
+    def pause(self, is_paused: bool) -> None:
+        """Stops and goes on, the loudspeaker too."""
+        now = time.monotonic()
+        if is_paused and self._paused_at is None:
+            self._paused_at = now
+        elif not is_paused and self._paused_at is not None:
+            for_s, self._paused_at = now - self._paused_at, None
+            self._start += for_s if self._start else 0.0
+            self._ends += for_s if self._ends else 0.0
+        if self._speaker:
+            self._speaker.is_paused = is_paused
+
+    def switch(self) -> str:
+        return "a file has no other device"
 
     def finish(self) -> list[Heard]:
         return []

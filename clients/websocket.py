@@ -26,6 +26,7 @@ WINDOW_S = 10.0  # audio sent ahead of its acknowledgement
 BUFFER_S = 60.0  # audio kept for a resume; `send` waits when it is full
 OPEN_S = 10.0  # for a connection and its first message
 RETRY_S = 60.0  # after a connection broke
+ALIVE_S = 15.0  # without audio, such as a pause: the server hears that somebody is still there
 FINAL_CODES = (1003, 1007, 1008, 1009, 1011, 1013, 4001)  # closes that a reconnect would only repeat
 
 
@@ -85,6 +86,7 @@ class StreamClient:
         self.ready: Message = {}  # the server's answer
         self.seq = 0
         self.n_resumes = 0
+        self.is_connected = False
         self.connection: ClientConnection | None = None
         # Byte positions in the stream of audio: acked <= position <= total.
         self.kept = bytearray()  # [acked, total)
@@ -194,7 +196,7 @@ class StreamClient:
         except BaseException:
             await connection.close()
             raise
-        self.connection = connection
+        self.connection, self.is_connected = connection, True
         self.ready = message
         self.seq = max(self.seq, message["seq"])
         self.acknowledge(message["samples"])
@@ -251,6 +253,7 @@ class StreamClient:
         except ConnectionClosed:
             pass
         finally:
+            self.is_connected = False
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
             await connection.close()
@@ -275,7 +278,11 @@ class StreamClient:
                 self.has_sent_end = True
             else:
                 self.wake.clear()
-                await self.wake.wait()
+                try:
+                    async with asyncio.timeout(None if self.has_sent_end else ALIVE_S):
+                        await self.wake.wait()
+                except TimeoutError:
+                    await connection.send(b"")
 
     def acknowledge(self, n_samples: int) -> None:
         """Forgets audio that the server has."""

@@ -12,7 +12,7 @@ from functools import lru_cache
 from types import ModuleType, TracebackType
 from typing import Any, Self
 
-from clients.controls import Controls, Status, committed_and_provisional, status_line
+from clients.controls import KEYS, NO_KEYS, Controls, Status, committed_and_provisional, status_line
 from core.transcript import Event, Gap
 
 THEMES = {
@@ -32,8 +32,10 @@ class WindowError(Exception):
     """No window can be opened; the message says what to install."""
 
 
-def load_toolkit() -> ModuleType:
+def load_toolkit(takes_focus: bool) -> ModuleType:
     """pygame with a display. Raises WindowError."""
+    if not takes_focus:
+        os.environ.setdefault("SDL_WINDOW_NO_ACTIVATION_WHEN_SHOWN", "1")
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")  # Ctrl-C is the session's
     try:
@@ -73,17 +75,24 @@ class Window:
         WindowError: there is no toolkit, or no display.
     """
 
-    def __init__(self, theme: str = "dark", title: str = "streamer", size: tuple[int, int] = (1000, 240)) -> None:
+    def __init__(
+        self,
+        theme: str = "dark",
+        title: str = "streamer",
+        size: tuple[int, int] = (1000, 240),
+        takes_keys: bool = True,  # or leaves them, and the focus, to the window in which somebody writes
+    ) -> None:
         self.controls = Controls()
         self.theme = theme
         self.shown: list[list[Styled]] = []  # the lines that are seen
         self.bar = ""
+        self._takes_keys = takes_keys
         self._zoom = 1.0
         self._past: list[Styled] = []
         self._running = ("", "")
         self._status: Status | None = None
         self._is_full = False
-        self._pygame = pygame = load_toolkit()
+        self._pygame = pygame = load_toolkit(takes_keys)
         self._font: Callable[[int], Any] = lru_cache(8)(self._load_font)
         self._face = {bold: pygame.font.match_font(FONTS, bold) for bold in (False, True)}
         screen_width, screen_height = pygame.display.get_desktop_sizes()[0]
@@ -107,7 +116,7 @@ class Window:
         pygame, has_changed = self._pygame, False
         for event in pygame.event.get():
             if event.type in (pygame.QUIT, pygame.WINDOWCLOSE):
-                self.controls.press("q")
+                self.controls.wants_to_quit = True
             elif event.type == pygame.KEYDOWN:
                 self._press(event.key, event.unicode)
                 has_changed = True
@@ -117,7 +126,11 @@ class Window:
             self._draw()
 
     def _press(self, key: int, text: str) -> None:
-        if text == "t":
+        if text == "\x03":  # Control-C
+            self.controls.wants_to_quit = True
+        elif not self._takes_keys:
+            return
+        elif text == "t":
             self.theme = "light" if self.theme == "dark" else "dark"
         elif text == "f" or (self._is_full and key == self._pygame.K_ESCAPE):
             self._is_full = not self._is_full
@@ -127,8 +140,6 @@ class Window:
                 self.window.set_windowed()
         elif text in ("+", "-"):
             self._zoom = min(3.0, max(0.4, self._zoom * (1.15 if text == "+" else 1 / 1.15)))
-        elif text == "\x03":  # Control-C
-            self.controls.press("q")
         else:
             self.controls.press(text)
 
@@ -153,7 +164,7 @@ class Window:
         """The line under the captions; lets the window live."""
         self.pump()
         width = int((self.window.size[0] - 2 * MARGIN) / self._font(BAR_SIZE).size("n")[0])
-        bar = status_line(status, self.controls.is_paused, max(20, width))
+        bar = status_line(status, self.controls.is_paused, max(20, width), KEYS if self._takes_keys else NO_KEYS)
         if (bar, self._status) != (self.bar, status):
             self.bar, self._status = bar, status
             self._draw()
@@ -186,7 +197,8 @@ class Window:
         self.window.flip()
 
     def __enter__(self) -> Self:
-        self.window.focus()
+        if self._takes_keys:
+            self.window.focus()
         self.pump()
         self._draw()
         return self

@@ -116,6 +116,17 @@ def check_live_options(parser: argparse.ArgumentParser, args: argparse.Namespace
         parser.error(f"{wrong[0]} goes with --mic, --system-audio or --play")
 
 
+def check_files(parser: argparse.ArgumentParser, args: argparse.Namespace, recording: str | None) -> None:
+    """Ends with a usage error where an output would replace another, or the recording that is read."""
+    from streamer.output import check_targets
+
+    written = {option: getattr(args, attribute(option)) for option in ("--output", "--record", "--captions-file")}
+    try:
+        check_targets(written, recording)
+    except ValueError as e:
+        parser.error(str(e))
+
+
 def attribute(option: str) -> str:
     return option.removeprefix("--").replace("-", "_")
 
@@ -155,6 +166,7 @@ def transcribe(arguments: Sequence[str]) -> int:
         args.targets = plan_outputs(args.files, args.format, args.output)
     except ValueError as e:
         parser.error(str(e))
+    check_files(parser, args, args.play)
     from streamer.transcribe import run_files, run_microphone
 
     return run_microphone(args) if args.is_live else run_files(args)
@@ -162,7 +174,7 @@ def transcribe(arguments: Sequence[str]) -> int:
 
 def devices(arguments: Sequence[str]) -> int:
     Parser("streamer devices", description="List the microphones.").parse_args(arguments)
-    from clients.microphone import list_devices
+    from clients.devices import list_devices
 
     for line in list_devices():
         print(line)
@@ -263,6 +275,7 @@ def connect(arguments: Sequence[str]) -> int:
         parser.error("expected one file, - for standard input, or --mic")
     if args.split and (args.is_live or args.realtime):
         parser.error("--split goes with a file, and not with --realtime")
+    check_files(parser, args, args.file or args.play)
     from streamer.connect import run_connect
     from streamer.output import format_of
 

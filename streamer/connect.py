@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import queue
 import sys
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,6 +22,10 @@ from core.transcript import Event, Gap, Transcript, Word
 from streamer.output import Writer, opened_output
 from streamer.recognizer import read_hotwords
 from streamer.transcribe import paced
+
+logger = logging.getLogger(__name__)
+
+LOST_S = 3.0  # without a connection, at the end: what is missing does not come any more
 
 
 def event_of(message: Message) -> Event | None:
@@ -109,7 +115,8 @@ class RemoteStream:
     """A server's session behind the calls of a `RecognizerStream`; its messages are fetched by a thread.
 
     Raises:
-        ServerError: the server cannot be reached or refuses, here; or the session broke for good, later.
+        ServerError: the server cannot be reached or refuses, here; or the session broke for good, later: when all
+            events that had come have been given.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -118,26 +125,47 @@ class RemoteStream:
         self._client = StreamClient(args.url, encoding="pcm_s16le", api_key=args.api_key, options=session_options(args))
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._n_sent = 0  # samples
+        self._failure: ServerError | None = None
 
     def push(self, samples: Samples) -> list[Event]:
         """Sends; the events that came meanwhile."""
-        if len(samples):
-            self._n_sent += len(samples)
-            self._wait(self._client.send(encode_pcm16(samples)))
-        elif self._reader.done():
-            self._wait(self._ended())
+        if self._failure is not None:
+            raise self._failure
+        with self._failing():
+            if len(samples):
+                self._n_sent += len(samples)
+                self._wait(self._client.send(encode_pcm16(samples)))
+            elif self._reader.done():
+                self._wait(self._ended())
         return self._arrived()
 
     def flush(self) -> list[Event]:
         """Its finals come later."""
-        self._wait(self._client.flush())
+        with self._failing():
+            self._wait(self._client.flush())
         return self._arrived()
 
     def finish(self) -> list[Event]:
-        """Waits for the last finals."""
-        self._wait(self._client.end())
-        self._wait(self._ended())
+        """Waits for the last finals; where the server has gone, not for long."""
+        if self._failure is None:
+            with self._failing():
+                self._wait(self._client.end())
+                self._wait(self._ended())
         return self._arrived()
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """A failure is kept for later; what had come before it is there."""
+        try:
+            yield
+        except ServerError as e:
+            self._failure = e
+            with suppress(ServerError):
+                self._wait(self._ended())
+
+    @property
+    def trouble(self) -> str:
+        return "" if self._client.is_connected else f"no connection to {self._client.url}; trying again"
 
     @property
     def stream(self) -> Self:
@@ -157,8 +185,16 @@ class RemoteStream:
         async for message in self._client:
             if (event := event_of(message)) is not None:
                 self._events.put(event)
+            elif message["type"] == "error":
+                logger.warning("%s", message["message"])
 
     async def _ended(self) -> None:
+        while not self._reader.done():
+            await asyncio.wait([self._reader], timeout=LOST_S)
+            if not (self._reader.done() or self._client.is_connected):
+                raise StreamError(
+                    f"{self._client.url}: no connection; the last {self.lag_s():.1f} s are not transcribed"
+                )
         await self._reader
 
     async def _open(self) -> None:
@@ -197,6 +233,8 @@ class RemoteStream:
             self._wait(self._close())
         finally:
             self._stop()
+        if self._failure is not None and kind is None:
+            raise self._failure
 
 
 def run_connect(args: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -36,6 +36,10 @@ class LiveStream(Protocol):
 
     @property
     def model(self) -> str: ...
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing is recognised; empty where all is well."""
 
     def lag_s(self) -> float:
         """Seconds of audio that were handed over and are not recognised yet."""
@@ -64,20 +68,24 @@ class LiveSession:
         self.sinks: list[Sink] = []
 
     def open_outputs(self, stack: ExitStack) -> None:
-        """Raises OSError or DesktopError where one cannot be, before anything is said."""
+        """Files come last: where something cannot be, those of an earlier session are left as they are.
+
+        Raises:
+            OSError, DesktopError: something that was asked for cannot be; before anything is said.
+        """
         args = self.args
-        if args.output is not None:
-            self.file = LiveFile(args.output, args.format, args.partials, self.live.model)
-        elif args.format != "text":
-            self.file = Writer(args.format, write_to_stdout, args.partials, warns=False)
-        if args.record is not None:
-            self.recording = stack.enter_context(Recording(args.record))
-        if args.captions_file is not None:
-            self.sinks.append(CaptionsFile(args.captions_file))
         if args.clipboard:
             self.sinks.append(Clipboard(find_copier()))
         if args.type:
             self.sinks.append(Typist(find_typist()))
+        if args.captions_file is not None:
+            self.sinks.append(CaptionsFile(args.captions_file))
+        if args.record is not None:
+            self.recording = stack.enter_context(Recording(args.record))
+        if args.output is not None:
+            self.file = LiveFile(args.output, args.format, args.partials, self.live.model)
+        elif args.format != "text":
+            self.file = Writer(args.format, write_to_stdout, args.partials, warns=False)
         if args.exec is not None:
             self.sinks.append(Command(args.exec))
 
@@ -89,30 +97,29 @@ class LiveSession:
                 was_paused = controls.is_paused
                 heard = self.source.read()
                 self.screen.status(self.status(heard.samples))
+                self.source.pause(controls.is_paused)
+                if not was_paused:
+                    self.hear(heard)
                 if controls.take("n"):
                     self.take(self.timeline.flush())
-                if not (was_paused or controls.is_paused):
-                    self.hear(heard)
                 if controls.take("s"):
                     self.save()
                 if controls.take("d"):
-                    self.source.switch()
-                    self.screen.note(f"listening to {self.source.name}")
+                    self.screen.note(self.source.switch())
         finally:
-            rest = self.source.finish()
-            try:
-                for heard in rest if not controls.is_paused else ():
+            with ExitStack() as ending:  # each of these also where one before it fails
+                ending.callback(self.close)
+                ending.callback(lambda: self.take(self.timeline.finish()))
+                for heard in self.source.finish() if not controls.is_paused else ():
                     self.hear(heard)
-                self.take(self.timeline.finish())
-            finally:
-                self.close()
 
     def status(self, samples: Samples) -> Status:
         source = self.source
         lag = source.waiting_s + self.live.lag_s()
         level = level_db(samples)
         latency = self.args.latency or "latency"  # the server's choice
-        return Status(source.name, latency, level, self.delay.seconds, lag, source.n_overruns, source.trouble)
+        trouble = source.trouble or self.live.trouble
+        return Status(source.name, latency, level, self.delay.seconds, lag, source.n_overruns, trouble)
 
     def hear(self, heard: Heard) -> None:
         if self.recording is not None:
@@ -125,7 +132,8 @@ class LiveSession:
         self.take(self.timeline.push(heard))
 
     def take(self, events: Sequence[Event]) -> None:
-        now = self.timeline.audio_s
+        """Gives events to all who want them; that the screen has gone is told when they have them all."""
+        now, gone = self.timeline.audio_s, None
         for event in events:
             self.delay.see(event, now + self.source.waiting_s)
             if isinstance(event, Gap):
@@ -133,13 +141,18 @@ class LiveSession:
             elif event.is_final:
                 self.finals.append(event)
             self.write(event, now)
-            self.screen.show(event)
+            try:
+                self.screen.show(event)
+            except OSError as e:
+                gone = e
             for sink in list(self.sinks):
                 try:
                     sink.event(event)
                 except (OSError, DesktopError) as e:
                     self.sinks.remove(sink)
                     self.fail(str(e))
+        if gone is not None:
+            raise gone
 
     def write(self, event: Event, now: float) -> None:
         if self.file is None:
@@ -153,7 +166,8 @@ class LiveSession:
     def fail(self, text: str) -> None:
         """An output that fails is told, and left alone; the session goes on."""
         self.failures.append(text)
-        self.screen.note(text)
+        with suppress(OSError):  # the screen has gone, too
+            self.screen.note(text)
 
     def save(self) -> None:
         """The finals so far, in a new file of the working directory."""
@@ -168,10 +182,13 @@ class LiveSession:
             self.screen.note(f"saved {path.name}")
 
     def close(self) -> None:
-        if isinstance(self.file, LiveFile):
-            self.file.end(self.timeline.audio_s)
-        elif self.file is not None:
-            self.file.end(self.timeline.audio_s, self.live.model)
+        try:
+            if isinstance(self.file, LiveFile):
+                self.file.end(self.timeline.audio_s)
+            elif self.file is not None:
+                self.file.end(self.timeline.audio_s, self.live.model)
+        except OSError as e:
+            self.fail(f"the output has ended: {e}")
         for sink in self.sinks:
             try:
                 sink.close()
@@ -205,20 +222,24 @@ def open_input(args: argparse.Namespace) -> SteadyMicrophone | PlayedFile:
     """Raises MicrophoneError or AudioError."""
     if args.play is not None:
         source = open_audio(args.play, args.sample_rate, args.encoding, args.channels)
-        return PlayedFile(source.name, source.blocks, DELAYS_S[args.latency or "balanced"])
+        return PlayedFile(Path(source.name).name, source.blocks, DELAYS_S[args.latency or "balanced"])
     return SteadyMicrophone(args.input_device, args.system_audio)
 
 
 def open_screen(args: argparse.Namespace) -> Screen:
-    """Raises WindowError."""
+    """With `--type` it takes no keys: they may be the words that are typed.
+
+    Raises:
+        WindowError: none can be opened.
+    """
     if args.window:
         from clients.window import Window
 
-        return Window(args.theme)
+        return Window(args.theme, takes_keys=not args.type)
     from clients.console import LiveCaptions
 
     # Another format on standard output is for a program: the captions keep out of its way.
-    return LiveCaptions(on_stderr=args.output is None and args.format != "text")
+    return LiveCaptions(on_stderr=args.output is None and args.format != "text", takes_keys=not args.type)
 
 
 def run_live(args: argparse.Namespace, opening: Callable[[], AbstractContextManager[LiveStream]]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -98,6 +98,24 @@ def plan_outputs(files: Sequence[str], kind: str, output: str | None) -> tuple[s
             if os.path.isfile(target) and os.path.isfile(file) and os.path.samefile(target, file):
                 raise ValueError(f"--output {target} would replace the recording {file}")
     return targets
+
+
+def check_targets(targets: Mapping[str, str | None], recording: str | None) -> None:
+    """Options and the files that they write.
+
+    Raises:
+        ValueError: two write the same file, or one the recording that is read.
+    """
+    seen: dict[str, str] = {}
+    for option, path in targets.items():
+        if path is None or os.path.exists(path) and not os.path.isfile(path):  # devices take what is given
+            continue
+        place = os.path.realpath(path)
+        if recording is not None and os.path.realpath(recording) == place:
+            raise ValueError(f"{option} {path} would replace the recording")
+        if place in seen:
+            raise ValueError(f"{seen[place]} and {option} would both write {path}")
+        seen[place] = option
 
 
 def write_to_stdout(text: str) -> None:

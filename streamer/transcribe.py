@@ -108,6 +108,7 @@ class LocalStream:
 
     stream: RecognizerStream
     model: str
+    trouble: str = ""
 
     def lag_s(self) -> float:
         return 0.0

@@ -73,14 +73,25 @@ def chirp(path: Path, seconds: float = 2.0) -> np.ndarray:
     return samples[::3]
 
 
-@pytest.mark.parametrize("device", ["pulse:speaker.monitor", "system"])
-def test_what_is_played_is_heard(pulse: Pulse, device: str, tmp_path: Path) -> None:
-    """Sound played at 48 kHz into a 44.1 kHz device comes out at 16 kHz, once, unbroken."""
+@pytest.mark.parametrize(
+    ("device", "form"),
+    [
+        ("pulse:speaker.monitor", ""),
+        ("system", ""),
+        ("pulse:native.monitor", "rate=8000 channels=1"),
+        ("pulse:native.monitor", "rate=96000 channels=6"),
+    ],
+)
+def test_what_is_played_is_heard(pulse: Pulse, device: str, form: str, tmp_path: Path) -> None:
+    """Sound played at 48 kHz into a device of another rate comes out at 16 kHz, once, unbroken."""
     played = chirp(tmp_path / "chirp.wav")
+    module = pulse.load("module-null-sink", "sink_name=native", *form.split()) if form else ""
     with start(pulse, "-c", LISTEN, tmp_path / "heard.wav", device) as listener:
         pulse.wait_for_listener()
-        pulse.play(tmp_path / "chirp.wav")
+        pulse.play(tmp_path / "chirp.wav", "native" if form else "speaker")
         out, err = listener.communicate(timeout=PATIENCE_S)
+    if module:
+        pulse.unload(module)
     assert "name pulse:" in out, err
     heard, rate = soundfile.read(tmp_path / "heard.wav")
     assert rate == SAMPLE_RATE
@@ -171,6 +182,35 @@ def test_the_microphone_gives_the_text_of_the_file(pulse: Pulse, sample: Path, t
     assert " ".join(out.split()).count(heard[-1]) and target.read_text().startswith("1\n00:")
 
 
+SLOW = """
+import time
+import clients.microphone
+clients.microphone.QUEUE_SECONDS = 0.5
+from clients.live_input import SteadyMicrophone
+with SteadyMicrophone("pulse:speaker.monitor") as microphone:
+    heard = [microphone.read()]
+    while not len(heard[-1].samples):
+        heard.append(microphone.read())
+    began = time.monotonic() - len(heard[0].samples) / 16000
+    time.sleep(3)  # busy with something else
+    while time.monotonic() < began + 5:
+        heard.append(microphone.read())
+    took = time.monotonic() - began
+print(microphone.n_overruns, sum(len(one.samples) / 16000 + one.lost_s for one in heard), took)
+print(*{one.reason for one in heard if one.lost_s})
+"""
+
+
+def test_a_late_reader_knows_how_much_it_missed(pulse: Pulse) -> None:
+    """PortAudio's callback goes on while nobody reads: what had no room is counted, and the clock stays right."""
+    with start(pulse, "-c", SLOW) as listener:
+        out, err = listener.communicate(timeout=PATIENCE_S)
+    n, known_s, took_s = out.splitlines()[0].split()
+    assert int(n) >= 40, err
+    assert float(known_s) == pytest.approx(float(took_s), abs=0.5)
+    assert out.splitlines()[1].endswith("s of the microphone came too fast")
+
+
 class Blocks:
     """A microphone's insides without a device: its callback and its reader."""
 
@@ -181,7 +221,8 @@ class Blocks:
 
         microphone = Microphone.__new__(Microphone)
         microphone.name, microphone.n_overruns, microphone.last_heard = "none", 0, time.monotonic()
-        microphone._lost_frames, microphone._has_ended, microphone._rate = 0, False, SAMPLE_RATE
+        microphone._lost_frames, microphone._has_ended, microphone.falls_silent = 0, False, False
+        microphone._rate, microphone._channels = SAMPLE_RATE, 1
         microphone._blocks = queue.Queue(QUEUE_SECONDS * 1000 // BLOCK_MS)
         microphone._next, microphone._resampler = None, Resampler(SAMPLE_RATE, 1)
         return microphone
@@ -212,6 +253,18 @@ def test_overruns_are_counted_and_told_at_their_place() -> None:
     microphone._end()
     with pytest.raises(MicrophoneError, match="still connected"):
         microphone.read()
+
+
+def test_a_loopback_without_sound_is_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """WASAPI gives nothing while nothing plays: seconds go by all the same, and the device has not gone."""
+    microphone = Blocks()
+    microphone.falls_silent = True
+    now = microphone.last_heard
+    monkeypatch.setattr("clients.microphone.time.monotonic", lambda: now + 7)
+    assert microphone.read().samples.tolist() == [0] * 7 * SAMPLE_RATE
+    assert not len(microphone.read().samples), "they have been given"
+    microphone._take(np.full((800, 1), 0.5, np.float32), 800, None, SimpleNamespace(input_overflow=False))
+    assert microphone.read().samples.tolist() == [0.5] * 800
 
 
 @pytest.fixture

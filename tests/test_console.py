@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -91,7 +92,7 @@ sys.path.insert(0, "tests")
 from test_console import said
 from clients.console import LiveCaptions
 from clients.controls import Status
-with LiveCaptions() as captions:
+with LiveCaptions(takes_keys=sys.argv[1:] != ["--type"]) as captions:
     captions.show(said("AN EARLIER FINAL", 3, is_final=True))
     captions.show(said("GIVE ME THE", 2, segment=1))
     while not captions.controls.wants_to_quit:
@@ -111,14 +112,11 @@ class Terminal:
     def __init__(self, command: list[str], columns: int, lines: int = 12, **environment: str) -> None:
         pty = pytest.importorskip("pty")
         pyte = pytest.importorskip("pyte")
-        import fcntl
-        import struct
-        import termios
 
         self.screen = pyte.Screen(columns, lines)
         self.stream = pyte.ByteStream(self.screen)
         self.ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        self.resize(columns)
         kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "LINES", "FORCE_COLOR")}
         self.process = subprocess.Popen(
             command,
@@ -131,6 +129,14 @@ class Terminal:
         )
         os.close(theirs)
         self.raw = b""
+
+    def resize(self, columns: int) -> None:
+        import fcntl
+        import struct
+        import termios
+
+        fcntl.ioctl(self.ours, termios.TIOCSWINSZ, struct.pack("HHHH", self.screen.lines, columns, 0, 0))
+        self.screen.resize(columns=columns)
 
     def text(self) -> str:
         return "\n".join(self.screen.display)
@@ -206,6 +212,64 @@ def test_screen_and_keys(open_terminal: Callable[..., Terminal]) -> None:
     assert shown == ["01:01.5  AN EARLIER FINAL", "saved a.txt", "listening to B", "01:01.5  GIVE ME THE KEY"]
 
 
+def test_keys_without_a_letter_are_none(open_terminal: Callable[..., Terminal]) -> None:
+    """Arrow left ends in a D, F2 in a Q, and an alt key is not its letter."""
+    terminal = open_terminal([sys.executable, "-c", SCREEN], 120)
+    terminal.wait(lambda: "d device" in terminal.text())
+    terminal.press("\x1b[D\x1bOQ\x1b[12;5Q\x1bq\x1b[3~")
+    terminal.press("s")
+    terminal.wait(lambda: "saved a.txt" in terminal.text())
+    assert "listening" not in terminal.text()
+    terminal.press("q")
+    assert terminal.end() == 0
+
+
+def test_what_is_typed_for_others_is_no_key(open_terminal: Callable[..., Terminal]) -> None:
+    terminal = open_terminal([sys.executable, "-c", SCREEN, "--type"], 120)
+    terminal.wait(lambda: "balanced 0.8 s · Ctrl-C quit" in terminal.text())
+    terminal.press("QUITE SO, SAID DAD ")
+    time.sleep(0.5)
+    assert terminal.process.poll() is None
+    os.kill(terminal.process.pid, 2)
+    assert terminal.end() != 0
+    assert "paused" not in terminal.text() and "saved" not in terminal.text()
+
+
+def test_a_terminal_without_unicode(open_terminal: Callable[..., Terminal]) -> None:
+    terminal = open_terminal([sys.executable, "-c", SCREEN], 120, PYTHONIOENCODING="ascii")
+    terminal.wait(lambda: "5 A microphone | lag 0.0 s | balanced 0.8 s | q quit" in terminal.text())
+    assert "GIVE ME THE" in terminal.text()
+    terminal.press("q")
+    assert terminal.end() == 0
+
+
+def test_keys_are_read_after_a_stop(open_terminal: Callable[..., Terminal]) -> None:
+    """Ctrl-Z, then `fg`: the shell has had the terminal meanwhile."""
+    if shutil.which("bash") is None:
+        pytest.skip("bash is not installed")
+    terminal = open_terminal(["bash", "--norc", "-i"], 120, SCREEN=SCREEN, PS1="READY ")
+    terminal.wait(lambda: "READY" in terminal.text())
+    terminal.press(f'"{sys.executable}" -c "$SCREEN"\n')
+    terminal.wait(lambda: "d device" in terminal.text())
+    terminal.press("\x1a")
+    terminal.wait(lambda: "Stopped" in terminal.text())
+    terminal.press("fg\n")
+    terminal.wait(lambda: terminal.text().count("balanced 0.8 s") > 1)
+    terminal.press("s")
+    terminal.wait(lambda: "saved a.txt" in terminal.text())
+    terminal.press("q")
+    terminal.wait(lambda: terminal.text().split()[-1] == "READY")
+
+
+def test_a_terminal_that_becomes_narrow(open_terminal: Callable[..., Terminal]) -> None:
+    terminal = open_terminal([sys.executable, "-c", SCREEN], 120)
+    terminal.wait(lambda: "d device" in terminal.text())
+    terminal.resize(30)
+    terminal.wait(lambda: "▅ A microphone · lag 0.0 s" in [line.rstrip() for line in terminal.screen.display])
+    terminal.press("q")
+    assert terminal.end() == 0
+
+
 def test_narrow_terminal_without_colour(open_terminal: Callable[..., Terminal]) -> None:
     terminal = open_terminal([sys.executable, "-c", SCREEN], 24, NO_COLOR="1")
     terminal.wait(lambda: "▅" in terminal.text())
@@ -233,6 +297,9 @@ def test_a_dumb_terminal_gets_plain_lines(open_terminal: Callable[..., Terminal]
     ]
 
 
+COMMAND = "cat > /dev/null; echo heard you; exit 3"
+
+
 def test_a_file_is_played_with_captions_and_saved(
     tmp_path: Path, tiny_model_dir: Path, open_terminal: Callable[..., Terminal]
 ) -> None:
@@ -244,12 +311,17 @@ def test_a_file_is_played_with_captions_and_saved(
     soundfile.write(path, 0.1 * np.random.default_rng(1).standard_normal(160_000 * 6), 16_000)
     command = [sys.executable, "-m", "streamer", "--play", str(path), "--model", str(tiny_model_dir)]
     terminal = open_terminal(
-        [*command, "--output", str(target), "--record", str(sound), "--latency", "low"], 100, OMP_NUM_THREADS="1"
+        [*command, "--output", str(target), "--record", str(sound), "--latency", "low", "--exec", COMMAND],
+        100,
+        OMP_NUM_THREADS="1",
     )
     terminal.wait(lambda: "noise.wav" in terminal.text() and len(terminal.screen.display[0].split()) > 0)
     terminal.wait(lambda: sound.exists() and sound.stat().st_size > 44 + 32_000 * 2)
     terminal.press("n")
     terminal.wait(lambda: target.read_text() != "")
+    terminal.wait(lambda: "ended with code 3" in terminal.text())
+    shown = [line.rstrip() for line in terminal.screen.display]
+    assert "heard you" in shown and any(line.startswith("streamer: warning: --exec:") for line in shown), shown
     os.kill(terminal.process.pid, 2)
     assert terminal.end() == 0, terminal.text()
     assert target.read_text().startswith("1\n00:00:0")

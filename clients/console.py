@@ -95,6 +95,13 @@ def render(partial: Transcript, width: int, n_lines: int) -> Text:
     return Text("\n").join(Text(" ").join(line) for line in lines[-n_lines:])
 
 
+class Output(Console):
+    """A console whose reader may go: that is an error like others, not the program's end."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError("nobody reads the captions any more")
+
+
 def redirect_log(before: TextIO, after: TextIO) -> None:
     """Log lines that went to one stream go to another."""
     for handler in logging.getLogger().handlers:
@@ -107,7 +114,7 @@ class LiveCaptions:
 
     def __init__(self, console: Console | None = None, on_stderr: bool = False, takes_keys: bool = True) -> None:
         """`takes_keys`: whether what is typed here is meant for the session."""
-        self.console = console or Console(highlight=False, stderr=on_stderr)
+        self.console = console or Output(highlight=False, stderr=on_stderr)
         self.controls = Controls()
         self._is_live = self.console.is_terminal and not self.console.is_dumb_terminal
         self._has_all_signs = self.console.encoding.startswith("utf")

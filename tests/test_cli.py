@@ -90,6 +90,9 @@ def test_standard_input_and_offline_give_the_file_s_words(
         (["models", "info", "./no-such-model"], 1, "no-such-model"),
         (["connect", "ws://127.0.0.1:9"], 2, "expected one file"),
         (["/none.wav"], 1, "no such file"),
+        (["--play", "a.wav", "--record", "a.wav"], 2, "--record a.wav would replace the recording"),
+        (["--mic", "--output", "a.txt", "--captions-file", "a.txt"], 2, "would both write a.txt"),
+        (["connect", "ws://127.0.0.1:9", "a.wav", "--output", "a.wav"], 2, "would replace the recording"),
     ],
 )
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from clients.desktop import Command, DesktopError, Typist, find_copier, find_typ
 from clients.recording import Recording
 from core.captions import to_srt, to_vtt
 from core.transcript import Gap, Transcript, Word, make_transcript
-from streamer.output import LiveFile, format_of
+from streamer.output import LiveFile, check_targets, format_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -160,6 +162,34 @@ def test_captions_file_holds_two_lines(tmp_path: Path) -> None:
     assert path.read_text() == "" and list(tmp_path.iterdir()) == [path]
 
 
+def test_captions_file_replaces_no_device(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in ("/dev/null", str(tmp_path / "fifo"), str(tmp_path), str(tmp_path / "none" / "obs.txt")):
+        with pytest.raises(OSError, match=f"cannot write {path}"):
+            CaptionsFile(path)
+    assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ({"--output": "talk.wav"}, "--output talk.wav would replace the recording"),
+        ({"--record": "./talk.wav"}, "--record ./talk.wav would replace the recording"),
+        ({"--output": "a.txt", "--captions-file": "b.txt"}, ""),
+        ({"--output": "a.txt", "--captions-file": "./a.txt"}, "--output and --captions-file would both write ./a.txt"),
+        ({"--output": "/dev/null", "--record": "/dev/null"}, ""),
+        ({"--output": None, "--record": None}, ""),
+    ],
+)
+def test_no_output_replaces_another(
+    targets: dict[str, str | None], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.wav").symlink_to("talk.wav")
+    with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
+        check_targets(targets, "link.wav")
+
+
 def test_words_are_typed_once_as_soon_as_they_stand() -> None:
     typed: list[str] = []
     typist = Typist(typed.append)
@@ -182,6 +212,29 @@ def test_typing_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -
         find_typist({"WAYLAND_DISPLAY": "wayland-0"})
 
 
+def test_a_tool_that_this_desktop_does_not_heed_is_told_before_anything_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A display that is not there; and a compositor without the protocol, as far as wtype tells of it."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("the displays of Linux")
+    if shutil.which("xdotool"):
+        monkeypatch.setenv("DISPLAY", ":999")
+        with pytest.raises(DesktopError, match="lets no program type: xdotool failed: "):
+            find_typist({"DISPLAY": ":999"})
+    wtype = tmp_path / "wtype"
+    wtype.write_text("#!/bin/sh\necho no such protocol >&2; exit 1\n")
+    wtype.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DesktopError, match="lets no program type: wtype failed: no such protocol"):
+        find_typist({"WAYLAND_DISPLAY": "wayland-0"})
+    ydotool = tmp_path / "ydotool"
+    ydotool.write_text(f"#!/bin/sh\n/bin/cat >> {tmp_path}/typed\n")
+    ydotool.chmod(0o755)
+    find_typist({"WAYLAND_DISPLAY": "wayland-0"})("GIVE ME ")
+    assert (tmp_path / "typed").read_text() == "GIVE ME ", "the other tool does"
+
+
 def test_clipboard_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     if not sys.platform.startswith("linux"):
         pytest.skip("the displays of Linux")
@@ -199,14 +252,17 @@ def test_a_tool_that_fails_is_told() -> None:
         run_tool(["none-such"], "x")
 
 
-def test_a_command_gets_each_final_in_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_command_gets_each_final_in_order(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     if os.name != "posix":
         pytest.skip("a shell")
     path = tmp_path / "got"
-    command = Command(f"cat >> '{path}'; exit 3")
+    command = Command(f"cat >> '{path}'; echo done >&2; exit 3")
     for final in FINALS:
         command.event(said(final.segment, "THIS", 1, is_final=False))
         command.event(final)
     command.close()
     assert path.read_text().splitlines() == [final.text for final in FINALS]
     assert "ended with code 3" in caplog.text
+    assert capsys.readouterr().out == "done\n" * len(FINALS)

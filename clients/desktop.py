@@ -56,6 +56,20 @@ def find_typist(environment: Mapping[str, str] = os.environ) -> Callable[[str], 
     return lambda text: keyboard.type(text)
 
 
+def keep_focus(environment: Mapping[str, str] = os.environ) -> Callable[[], None]:
+    """What gives the focus back to the window that has it now; nothing but X11 needs that, or lets a program do it."""
+    if environment.get("WAYLAND_DISPLAY") or not environment.get("DISPLAY") or not shutil.which("xdotool"):
+        return lambda: None
+    done = subprocess.run(["xdotool", "getwindowfocus"], capture_output=True, text=True, check=False)
+    window = done.stdout.strip()
+
+    def give_back() -> None:
+        if window:
+            subprocess.run(["xdotool", "windowfocus", window], capture_output=True, check=False)
+
+    return give_back
+
+
 def first_that_works(tools: Sequence[list[str]]) -> Callable[[str], None]:
     """Raises DesktopError with the last one's reason."""
     for tool in tools:

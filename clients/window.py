@@ -6,13 +6,16 @@ to leave it, `+` and `-` for the type's size.
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import ModuleType, TracebackType
 from typing import Any, Self
 
 from clients.controls import KEYS, NO_KEYS, Controls, Status, committed_and_provisional, status_line
+from clients.desktop import keep_focus
 from core.transcript import Event, Gap
 
 THEMES = {
@@ -24,6 +27,7 @@ N_PAST = 50  # finals kept above the running one
 LINES_SHOWN = 4.2  # the type is as big as that many lines need the window's height
 MARGIN = 16
 BAR_SIZE = 13
+OPENING_S = 1.0  # a new window is given the focus so late
 
 Styled = tuple[str, str]  # a word and its colour's name
 
@@ -38,6 +42,8 @@ def load_toolkit(takes_focus: bool) -> ModuleType:
         os.environ.setdefault("SDL_WINDOW_NO_ACTIVATION_WHEN_SHOWN", "1")
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")  # Ctrl-C is the session's
+    for system in ("X11", "WAYLAND"):  # the name by which rules of the desktop know the window
+        os.environ.setdefault(f"SDL_VIDEO_{system}_WMCLASS", "streamer")
     try:
         import pygame
     except ImportError as e:
@@ -87,6 +93,8 @@ class Window:
         self.shown: list[list[Styled]] = []  # the lines that are seen
         self.bar = ""
         self._takes_keys = takes_keys
+        self._give_back: Callable[[], None] | None = None if takes_keys else keep_focus()
+        self._opened_at = math.inf  # on the clock
         self._zoom = 1.0
         self._past: list[Styled] = []
         self._running = ("", "")
@@ -120,6 +128,9 @@ class Window:
             elif event.type == pygame.KEYDOWN:
                 self._press(event.key, event.unicode)
                 has_changed = True
+            elif event.type == pygame.WINDOWFOCUSGAINED and self._give_back:
+                if time.monotonic() < self._opened_at + OPENING_S:  # who clicks into it later means it
+                    self._give_back()
             elif event.type in (pygame.WINDOWSIZECHANGED, pygame.WINDOWEXPOSED):
                 has_changed = True
         if has_changed:
@@ -197,10 +208,11 @@ class Window:
         self.window.flip()
 
     def __enter__(self) -> Self:
+        self._opened_at = time.monotonic()
         if self._takes_keys:
             self.window.focus()
-        self.pump()
         self._draw()
+        self.pump()
         return self
 
     def __exit__(

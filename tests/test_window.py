@@ -6,10 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from test_console import said
 
 from clients.controls import Status
@@ -99,11 +102,103 @@ def test_keys_and_theme(window: Window) -> None:
     assert window.controls.wants_to_quit
 
 
+def needs(*tools: str) -> None:
+    for tool in tools:
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+
+
+@pytest.fixture
+def manager(display: str) -> Iterator[None]:
+    """A window manager: frames, the focus, Alt-F4."""
+    needs("openbox", "xdotool")
+    process = subprocess.Popen(["openbox"], env=on_display(display), stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while subprocess.run(["xdotool", "get_desktop"], env=on_display(display), capture_output=True).returncode:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    yield
+    process.terminate()
+    process.wait()
+
+
+def to_window(display: str, *action: str) -> None:
+    command = ["xdotool", "search", "--onlyvisible", "--class", "^streamer$", *action]
+    subprocess.run(command, env=on_display(display), check=True, timeout=60)
+
+
+@pytest.mark.usefixtures("manager")
+def test_a_person_s_resizing(window: Window, display: str) -> None:
+    before = window.type_size
+    to_window(display, "windowsize", "1200", "600")
+    until = time.monotonic() + 60
+    while window.window.size != (1200, 600):
+        window.pump()
+        assert time.monotonic() < until
+    assert window.type_size > before
+
+
+@pytest.mark.usefixtures("manager")
+def test_closing_the_window_ends_the_session_and_saves(display: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """The whole command: it is closed as any window is, while something is being said."""
+    soundfile.write(tmp_path / "noise.wav", 0.1 * np.random.default_rng(1).standard_normal(16_000 * 60), 16_000)
+    command = [sys.executable, "-m", "streamer", "--play", "noise.wav", "--window", "--model", str(tiny_model_dir)]
+    environment = {**on_display(display), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [*command, "--record", "heard.wav", "--output", "said.srt"],
+        cwd=tmp_path,
+        env=environment,
+        stderr=pipe,
+        text=True,
+    ) as process:
+        until = time.monotonic() + 120
+        while not (tmp_path / "heard.wav").exists() or (tmp_path / "heard.wav").stat().st_size < 64_000:
+            assert time.monotonic() < until and process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        to_window(display, "windowfocus", "key", "--clearmodifiers", "alt+F4")
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert (tmp_path / "said.srt").read_text().startswith("1\n00:00:0")
+
+
+def on_display(display: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name != "WAYLAND_DISPLAY"}
+    return {**kept, "DISPLAY": display}
+
+
+@pytest.mark.usefixtures("manager")
+def test_the_window_leaves_the_focus_to_where_words_are_typed(
+    display: str, sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole command with `--window --type`: the words are in the entry that had the focus, and pressed no key."""
+    tkinter = pytest.importorskip("tkinter")
+    monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    root = tkinter.Tk()
+    try:
+        entry = tkinter.Entry(root)
+        entry.pack()
+        root.update()
+        entry.focus_force()
+        root.update()
+        command = [sys.executable, "-m", "streamer", "--play", str(sample), "--window", "--type"]
+        with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
+            until = time.monotonic() + 120
+            while process.poll() is None or time.monotonic() < until and not entry.get().endswith("FORM "):
+                root.update()
+                time.sleep(0.02)
+                assert time.monotonic() < until + 10
+        assert process.returncode == 0
+        assert entry.get().startswith("IT IS OF THE FIRST IMPORTANCE ") and entry.get().endswith(" FORM ")
+    finally:
+        root.destroy()
+
+
 def test_words_are_typed_into_the_focused_window(display: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the X server, by the tool that `--type` uses."""
     tkinter = pytest.importorskip("tkinter")
-    if shutil.which("xdotool") is None:
-        pytest.skip("xdotool is not installed")
+    needs("xdotool")
     monkeypatch.setenv("DISPLAY", display)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     root = tkinter.Tk()
@@ -140,11 +235,8 @@ clipboard.close()
 
 def test_finals_are_copied(display: str) -> None:
     """Another program gets the transcript from the X server, also after Ctrl-C; nobody waits for a closed pipe."""
-    if shutil.which("xclip") is None:
-        pytest.skip("xclip is not installed")
-    environment = {name: value for name, value in os.environ.items() if name != "WAYLAND_DISPLAY"} | {
-        "DISPLAY": display
-    }
+    needs("xclip")
+    environment = on_display(display)
     commands = [sys.executable, "-c", COPY], ["xclip", "-selection", "clipboard", "-o"]
     for command in commands:
         done = subprocess.run(
@@ -156,8 +248,7 @@ def test_finals_are_copied(display: str) -> None:
 
 def test_screenshot(window: Window, tmp_path: Path) -> None:
     """What the X server shows is bright on dark, in big type."""
-    if shutil.which("import") is None:
-        pytest.skip("ImageMagick is not installed")
+    needs("import")
     window.show(said("THE LETTERS USED SHOULD BE FINE IN FORM", 8, is_final=True))
     window.show(said("AND THE PAPER OF THE FIRST QUALITY", 5, segment=1))
     window.status(Status("Built-in microphone", "balanced", -18.0, 0.9))

@@ -144,6 +144,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--least", nargs="+", type=int, default=[1, 1, 2], metavar="N", help="occurrences of words, pairs, threes …"
     )
+    command.add_argument(
+        "--words", action="append", type=Path, default=[], metavar="LIST", help="words to know besides, one a line"
+    )
     for name, default in (("alpha", DEFAULTS.alpha), ("beta", DEFAULTS.beta)):
         command.add_argument(f"--{name}", type=float, default=default, help="default: %(default)s")
     command.add_argument("--unknown", type=float, default=DEFAULTS.unknown, help="for a new word; default: %(default)s")

@@ -27,12 +27,25 @@ def read_text(path: Path) -> Iterator[str]:
             yield sentence
 
 
-def build_language_model(texts: Sequence[Path], output: Path, least: Sequence[int], settings: LanguageModel) -> Ngrams:
+def read_words(path: Path) -> set[str]:
+    """The normalised words of a list, one a line; what is more than one word then is left out."""
+    words = map(normalise, path.read_text(encoding="utf-8").splitlines())
+    return {word for word in words if word and " " not in word}
+
+
+def build_language_model(
+    texts: Sequence[Path],
+    output: Path,
+    least: Sequence[int],
+    settings: LanguageModel,
+    word_lists: Sequence[Path] = (),
+) -> Ngrams:
     """Writes `output/Ngram.arpa.gz` and `attrs.json`.
 
     Args:
         least: how often an n-gram must occur, from words on; its length is the order.
         settings: whose weights are written.
+        word_lists: whose words are known, too.
 
     Raises:
         ValueError: no order, `least` falls, or no sentence in the texts.
@@ -42,7 +55,7 @@ def build_language_model(texts: Sequence[Path], output: Path, least: Sequence[in
     counts = count_grams((sentence for path in texts for sentence in read_text(path)), len(least))
     if not counts[0]:
         raise ValueError(f"Expected sentences. Found none in {', '.join(map(str, texts))}")
-    model = estimate(counts, least)
+    model = estimate(counts, least, (word for path in word_lists for word in read_words(path)))
     output.mkdir(parents=True, exist_ok=True)
     write_arpa(model, output / f"{len(least)}gram.arpa.gz")
     attributes = {

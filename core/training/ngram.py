@@ -68,17 +68,19 @@ def discounts(counts: Iterable[int]) -> tuple[float, float, float]:
     return d1, d2, d3
 
 
-def estimate(counts: Sequence[Counter[Gram]], least: Sequence[int] = ()) -> Ngrams:
+def estimate(counts: Sequence[Counter[Gram]], least: Sequence[int] = (), words: Iterable[str] = ()) -> Ngrams:
     """The model of these counts.
 
     Args:
         counts: of `count_grams`.
         least: n-grams of the n-th order that occur less often are left out; single words always stay.
+        words: that are known though they do not occur: each as likely as the unknown word.
     """
     kept = [level if n == 0 else prune(level, least[n]) if n < len(least) else level for n, level in enumerate(counts)]
     adjusted = continuation_counts(counts)
     vocabulary = {gram for gram in counts[0] if gram != (BEGIN,)}
-    uniform = -math.log(len(vocabulary) + 1)  # with the unknown word
+    unseen = {(word,) for word in words} - vocabulary | {(UNKNOWN,)}
+    uniform = -math.log(len(vocabulary) + len(unseen))
     log_probs: list[dict[Gram, float]] = []
     back_offs: list[dict[Gram, float]] = []
     for n, level in enumerate(adjusted):
@@ -103,7 +105,7 @@ def estimate(counts: Sequence[Counter[Gram]], least: Sequence[int] = ()) -> Ngra
             below = uniform if lower is None else lower.log_prob(gram[1:])
             probs[gram] = math.log(share + rest[gram[:-1]] * math.exp(below))
         if not n:
-            probs[(UNKNOWN,)] = math.log(max(rest[()], 1e-9)) + uniform
+            probs |= dict.fromkeys(unseen, math.log(max(rest[()], 1e-9)) + uniform)
         log_probs.append(probs)
     return Ngrams(tuple(log_probs), tuple([*back_offs, {}]))
 
@@ -129,9 +131,9 @@ def write_arpa(model: Ngrams, path: Path) -> None:
             line()
             line(f"\\{n}-grams:")
             for gram in sorted(level):
-                fields = [f"{level[gram] / math.log(10):.4f}", " ".join(gram)]
+                fields = [f"{level[gram] / math.log(10):.3f}", " ".join(gram)]
                 if n < len(levels) and gram[-1] != END:
-                    fields.append(f"{weights.get(gram, 0.0) / math.log(10):.4f}")
+                    fields.append(f"{weights.get(gram, 0.0) / math.log(10):.3f}")
                 line("\t".join(fields))
         line()
         line("\\end\\")

@@ -19,7 +19,8 @@ from core.transcript import Event, Gap
 logger = logging.getLogger(__name__)
 
 X11_TYPIST = ["xdotool", "type", "--clearmodifiers", "--delay", "4", "--file", "-"]
-WAYLAND_TYPISTS = (["wtype", "-"], ["ydotool", "type", "--file", "-"])  # the second where the compositor is GNOME's
+# wtype waits until its keyboard is known, or the first letters are lost; GNOME's compositor heeds only the second.
+WAYLAND_TYPISTS = (["wtype", "-s", "100", "-"], ["ydotool", "type", "--file", "-"])
 PATIENCE_S = 20  # for a tool that types, and for the commands that still run at the end
 
 

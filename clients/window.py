@@ -209,8 +209,8 @@ class Window:
 
     def __enter__(self) -> Self:
         self._opened_at = time.monotonic()
-        if self._takes_keys:
-            self.window.focus()
+        if self._takes_keys and self._pygame.display.get_driver() != "wayland":
+            self.window.focus()  # the compositor decides there, and some end when they are asked without a seat
         self._draw()
         self.pump()
         return self

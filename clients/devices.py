@@ -97,6 +97,15 @@ def key_of(device: Device) -> str:
     return device.key if source is None else f"{PULSE}:{source}"
 
 
+def hears_outputs(device: Device) -> bool:
+    """Whether it gives what is played, so that its silence means nothing."""
+    return key_of(device).endswith(".monitor") or is_system_audio(device.name)
+
+
+def is_system_audio(name: str) -> bool:
+    return any(mark in name.lower() for mark in SYSTEM_AUDIO)
+
+
 def list_devices() -> list[str]:
     """A line for each device that can record: `* 3  Name (2 channels, 48000 Hz)`; `*` marks the default.
 
@@ -224,7 +233,7 @@ def find_system_audio() -> Device:
         MicrophoneError: there is none.
     """
     devices = input_devices()
-    marked = [one for one in devices if any(mark in one["name"].lower() for mark in SYSTEM_AUDIO)]
+    marked = [one for one in devices if is_system_audio(one["name"])]
     if marked:
         output = usual_output()  # Windows has a loopback for each of them
         return make_device(min(marked, key=lambda one: not (output and one["name"].startswith(output))))

@@ -18,6 +18,7 @@ from clients.devices import (
     find_again,
     find_device,
     find_system_audio,
+    hears_outputs,
     input_keys,
     key_of,
     portaudio,
@@ -28,6 +29,7 @@ from clients.pulse import has_gone
 from core.audio import SAMPLE_RATE, Samples
 
 RETRY_S = 2.0  # between looks for a device that went away
+DEAF_S = 5.0  # of samples that are all 0, which no microphone gives
 PACKET = SAMPLE_RATE // 20  # samples of a played file at once
 PACKET_S = PACKET / SAMPLE_RATE
 
@@ -72,7 +74,7 @@ class SteadyMicrophone:
         self._microphone: Microphone | None = None
         self._n_overruns = 0  # of microphones that are closed
         self._left: deque[Heard] = deque()  # of microphones that are closed
-        self._missed_from = self._next_try = self._next_check = 0.0
+        self._missed_from = self._next_try = self._next_check = self._sounded_at = 0.0
         self.has_ended = False
         self._listen(self._find())
         if name is not None:
@@ -82,6 +84,8 @@ class SteadyMicrophone:
         """Raises MicrophoneError where it cannot be opened."""
         self._microphone = Microphone(device).__enter__()
         self._device, self.name, self.trouble = device, device.name, ""
+        self._may_be_silent = hears_outputs(device)
+        self._sounded_at = time.monotonic()
 
     @property
     def waiting_s(self) -> float:
@@ -99,7 +103,7 @@ class SteadyMicrophone:
             return self._look()
         try:
             self._check()
-            return self._microphone.read()
+            return self._watched(self._microphone.read())
         except MicrophoneError as e:
             self.trouble = str(e)
             self._missed_from = self._microphone.last_heard
@@ -116,6 +120,14 @@ class SteadyMicrophone:
             self._next_check = time.monotonic() + RETRY_S
             if has_gone(self._device.source):
                 raise MicrophoneError(f"the microphone {self.name!r} has stopped; is it still connected?")
+
+    def _watched(self, heard: Heard) -> Heard:
+        """Notices a microphone that is muted, or that this program may not hear: macOS gives it zeros then."""
+        if heard.samples.any() or self._may_be_silent:
+            self.trouble, self._sounded_at = "", time.monotonic()
+        elif time.monotonic() > self._sounded_at + DEAF_S:
+            self.trouble = f"{self.name} gives nothing but silence; is it muted, or not allowed to be heard?"
+        return heard
 
     def _look(self) -> Heard:
         """Looks for the device that went away, now and then."""

@@ -182,6 +182,18 @@ def test_the_microphone_gives_the_text_of_the_file(pulse: Pulse, sample: Path, t
     assert " ".join(out.split()).count(heard[-1]) and target.read_text().startswith("1\n00:")
 
 
+def test_a_muted_microphone_is_told(pulse: Pulse, tmp_path: Path) -> None:
+    module = pulse.load("module-null-source", "source_name=muted")
+    with start(pulse, "-c", LISTEN, "-", "pulse:muted") as listener:
+        try:
+            assert listener.stdout is not None
+            assert listener.stdout.readline() == "name pulse:muted\n"
+            assert "trouble pulse:muted gives nothing but silence; is it muted" in listener.stdout.readline()
+        finally:
+            listener.kill()
+            pulse.unload(module)
+
+
 SLOW = """
 import time
 import clients.microphone

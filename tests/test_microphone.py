@@ -177,8 +177,9 @@ def test_the_microphone_gives_the_text_of_the_file(pulse: Pulse, sample: Path, t
     recognizer = Recognizer.load()
     expected = recognizer.transcribe(sample, latency="accurate").text.split()
     heard = got.read_text().split()
-    for other in (expected, recognizer.transcribe(sound, latency="accurate").text.split()):
-        assert word_errors(other, heard).total <= 2, (other, heard)  # played at 44.1 kHz, recorded in 16 bits
+    assert recognizer.transcribe(sound, latency="accurate").text.split() == heard
+    # Where a frame of 20 ms begins in what is heard is chance, and one letter of this recording depends on it.
+    assert word_errors(expected, heard).total <= 1, (expected, heard)
     assert " ".join(out.split()).count(heard[-1]) and target.read_text().startswith("1\n00:")
 
 

@@ -18,7 +18,9 @@ from typing import Any, Self, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.control import Control
 from rich.live import Live
+from rich.segment import ControlType
 from rich.text import Text
 
 from clients.controls import KEYS, NO_KEYS, PLAIN, Controls, Status, clock, status_line
@@ -126,6 +128,11 @@ class LiveCaptions:
         self._status: Status | None = None
         self._trouble = ""
         self._live = Live(console=self.console, auto_refresh=False, transient=True, redirect_stdout=not on_stderr)
+
+    def wait(self, text: str) -> None:
+        if self._is_live:
+            self.console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
+            self.console.print(Text(text, style="dim"), end="")
 
     def show(self, event: Event) -> None:
         if isinstance(event, Gap):

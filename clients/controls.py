@@ -101,6 +101,9 @@ class Screen(Protocol):
     @property
     def controls(self) -> Controls: ...
 
+    def wait(self, text: str) -> None:
+        """What takes its time before the session; empty when that is over."""
+
     def show(self, event: Event) -> None: ...
 
     def status(self, status: Status) -> None:

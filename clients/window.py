@@ -154,6 +154,11 @@ class Window:
         else:
             self.controls.press(text)
 
+    def wait(self, text: str) -> None:
+        self.bar = text
+        self._draw()
+        self.pump()
+
     def show(self, event: Event) -> None:
         if isinstance(event, Gap):
             self._past.append((f"[{event.end_s - event.start_s:.1f} s lost: {event.reason}]", "trouble"))

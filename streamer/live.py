@@ -254,7 +254,11 @@ def run_live(args: argparse.Namespace, opening: Callable[[], AbstractContextMana
         source = open_input(args)
         stack.enter_context(source)
         screen = open_screen(args)
-        live = stack.enter_context(opening())
+        screen.wait("getting ready; what is said meanwhile waits")
+        try:
+            live = stack.enter_context(opening())
+        finally:
+            screen.wait("")
         session = LiveSession(args, source, live, screen)
         session.open_outputs(stack)
         has_been_interrupted = stack.enter_context(interruption())

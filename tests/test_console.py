@@ -315,12 +315,14 @@ def test_a_file_is_played_with_captions_and_saved(
         100,
         OMP_NUM_THREADS="1",
     )
+    terminal.wait(lambda: "getting ready" in terminal.text())
     terminal.wait(lambda: "noise.wav" in terminal.text() and len(terminal.screen.display[0].split()) > 0)
     terminal.wait(lambda: sound.exists() and sound.stat().st_size > 44 + 32_000 * 2)
     terminal.press("n")
     terminal.wait(lambda: target.read_text() != "")
     terminal.wait(lambda: "ended with code 3" in terminal.text())
     shown = [line.rstrip() for line in terminal.screen.display]
+    assert not any("getting ready" in line for line in shown)
     assert "heard you" in shown and any(line.startswith("streamer: warning: --exec:") for line in shown), shown
     os.kill(terminal.process.pid, 2)
     assert terminal.end() == 0, terminal.text()

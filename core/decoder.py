@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from core.stitcher import LogProbs
+from core.stitcher import Ids, LogProbs
 
 MAX_LETTER_GAP = 50  # frames; letters further apart than a second are not of one word
 
@@ -34,8 +34,13 @@ class Alphabet:
     @cache  # noqa: B019, as few as there are models
     def is_letter(self) -> NDArray[np.bool_]:
         """(n_vocab,) True for the ids that become text."""
+        return np.array([letter is not None for letter in self.letters()])
+
+    @cache  # noqa: B019
+    def letters(self) -> tuple[str | None, ...]:
+        """(n_vocab,) the text of each id; None for those that never become text."""
         silent = self.special | set(self.silent)
-        return np.array([i not in silent for i in range(len(self.tokens))])
+        return tuple(None if i in silent else token for i, token in enumerate(self.tokens))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +70,27 @@ class GreedyDecoder:
 
     alphabet: Alphabet
 
-    def __call__(self, log_probs: LogProbs, start_frame: int, is_draft: bool = False) -> list[WordSpan]:
-        return decode_greedy(log_probs, start_frame, self.alphabet)
+    def __call__(
+        self, log_probs: LogProbs, start_frame: int, is_draft: bool = False, ids: Ids | None = None
+    ) -> list[WordSpan]:
+        return decode_greedy(log_probs, start_frame, self.alphabet, ids)
 
 
-def decode_greedy(log_probs: LogProbs, start_frame: int, alphabet: Alphabet) -> list[WordSpan]:
+def decode_greedy(log_probs: LogProbs, start_frame: int, alphabet: Alphabet, ids: Ids | None = None) -> list[WordSpan]:
     """The words of the best path.
 
     Args:
         log_probs: (n_frames, n_vocab), raw frames with blanks.
         start_frame: the stream's frame of row 0.
+        ids: (n_frames,) the likeliest of each row, where they are known.
 
     `A A _ A | B` -> `AA` and `B`.
     """
-    ids = log_probs.argmax(1) if len(log_probs) else np.zeros(0, np.int64)
+    if ids is None:
+        ids = log_probs.argmax(1) if len(log_probs) else np.zeros(0, np.int64)
     told = np.flatnonzero(ids != alphabet.blank)
     tokens = ids[told]
-    is_letter = alphabet.is_letter()
+    names, delimiter = alphabet.letters(), alphabet.delimiter
     words: list[WordSpan] = []
     letters: list[str] = []  # of the running word
     scores: list[float] = []  # of each letter's likeliest row
@@ -90,26 +99,27 @@ def decode_greedy(log_probs: LogProbs, start_frame: int, alphabet: Alphabet) -> 
 
     def close(is_closed: bool) -> None:
         if letters:
-            confidence = math.exp(sum(scores) / len(letters))
-            frames = start_frame + start, start_frame + end
-            words.append(WordSpan("".join(letters), *frames, min(1.0, round(confidence, 4)), is_closed))
+            confidence = min(1.0, round(math.exp(sum(scores) / len(letters)), 4))
+            words.append(WordSpan("".join(letters), start_frame + start, start_frame + end, confidence, is_closed))
             letters.clear()
             scores.clear()
 
     for row, new, score in zip(told.tolist(), tokens.tolist(), log_probs[told, tokens].tolist(), strict=True):
         is_repeat, last, token = new == token and row == last + 1, row, new
-        if not is_letter[new]:
-            if new == alphabet.delimiter:
+        letter = names[new]
+        if letter is None:
+            if new == delimiter:
                 close(True)
             continue
         if is_repeat:
-            scores[-1] = max(scores[-1], score)
+            if score > scores[-1]:
+                scores[-1] = score
         else:
-            if letters and row - end >= MAX_LETTER_GAP:
+            if row - end >= MAX_LETTER_GAP:
                 close(True)
             if not letters:
                 start = row
-            letters.append(alphabet.tokens[new])
+            letters.append(letter)
             scores.append(score)
         end = row + 1
     close(False)

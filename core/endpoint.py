@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+Measure = Callable[[slice | NDArray[np.bool_]], NDArray[np.float64]]  # mean square of the samples of some frames
+
 
 @dataclass(frozen=True, slots=True)
 class EndpointConfig:
@@ -54,7 +56,7 @@ class Endpoint:
 
 def find_endpoint(
     has_letter: NDArray[np.bool_],
-    measure: Callable[[], NDArray[np.float64]],
+    measure: Measure,
     n_stable: int,
     config: EndpointConfig,
 ) -> Endpoint | None:
@@ -62,12 +64,11 @@ def find_endpoint(
 
     Args:
         has_letter: (n_frames,) True where the best path has a letter.
-        measure: gives (n_frames,) the mean square of each frame's samples; asked where it matters.
+        measure: asked where it matters.
         n_stable: a cut by length is put before this row.
     """
     n = len(has_letter)
-    spoken = np.flatnonzero(has_letter)
-    if not len(spoken):
+    if not has_letter.any():
         # Keep the last half second: the first letter may come late.
         keep = min(25, config.before_speech // 2)
         return Endpoint(n_stable - keep, False) if n_stable >= config.before_speech else None
@@ -78,27 +79,23 @@ def find_endpoint(
     return None
 
 
-def is_pause(
-    has_letter: NDArray[np.bool_], measure: Callable[[], NDArray[np.float64]], config: EndpointConfig, slack: int = 0
-) -> bool:
+def is_pause(has_letter: NDArray[np.bool_], measure: Measure, config: EndpointConfig, slack: int = 0) -> bool:
     """Whether the last rows are a pause that ends a segment with letters; arguments as in `find_endpoint`.
 
     Letters lie some frames elsewhere in a window than in the whole segment, and one at the end may not be heard yet.
     That there is a pause is said by the pass over the whole segment, whose result does not depend on windows; with
     `slack` it is asked so many frames before, and although a letter may begin in the last ones.
     """
-    n = len(has_letter)
-    spoken = np.flatnonzero(has_letter[: n - slack])
-    if not len(spoken):
+    n, least = len(has_letter), config.after_speech
+    before = has_letter[: n - slack]
+    if before[max(0, n + slack - least) :].any():
+        return False  # as nearly always
+    if not before.any():
         return not has_letter.any()
-    run = n - 1 - int(spoken[-1]) + slack
-    if run < config.after_speech:
-        return False
-    energy = measure()
-    is_quiet = float(energy[n - config.after_speech // 2 :].mean()) <= config.quiet_ratio * float(
-        energy[has_letter].mean()
-    )
-    return is_quiet or run >= config.loud_factor * config.after_speech
+    if not before[max(0, n + slack - config.loud_factor * least) :].any():
+        return True
+    quiet, loud = measure(slice(n - least // 2, n)), measure(has_letter)
+    return float(quiet.mean()) <= config.quiet_ratio * float(loud.mean())
 
 
 def longest_pause(has_letter: NDArray[np.bool_], first: int) -> int:

@@ -42,7 +42,7 @@ from core.ring_buffer import RingBuffer
 from core.silence import still_value
 from core.slots import Resident, Slot, Slots
 from core.statistics import Statistics
-from core.stitcher import MARGIN, Emission, LogProbs, StitchedFrames, empty, stitch
+from core.stitcher import MARGIN, Emission, Joint, LogProbs, StitchedFrames, empty, stitch_all
 from core.tail import Memory, Step, emit_steps
 from core.transcript import Event, Gap, Transcript, Word, make_transcript
 
@@ -127,6 +127,9 @@ class Pass:
     is_pause: bool = False  # a final pass that ends the segment only if it finds the pause, too
 
 
+Told = tuple[list[WordSpan], list[Word], int]  # spans, the words of all but the last, and how many are committed
+
+
 def no_words(log_probs: LogProbs, start_frame: int, is_draft: bool = False) -> list[WordSpan]:
     """The decoder of a stream that no engine has made."""
     return []
@@ -170,6 +173,7 @@ class Stream:
         self.settled: tuple[WordSpan, ...] = ()  # of the frames before `settled_frame`, which partials decode no more
         self.settled_frame = 0
         self.last_partial: tuple[str, int] = ("", 0)
+        self.told: Told = ([], [], 0)  # of settled words: need not be made again
         self.is_finished = False
         self.statistics = statistics
         self.slot: Slot | None = None  # where the last window is on the device
@@ -293,10 +297,10 @@ class Engine:
             The events of each stream, in the order of `streams`; empty where it was not ready.
         """
         work = [(i, task) for i, stream in enumerate(streams) if (task := stream.next_pass()) is not None]
-        emitted = self.emit([(streams[i], task) for i, task in work])
+        passes = [(streams[i], task) for i, task in work]
         events: list[list[Event]] = [[] for _ in streams]
-        for (i, task), log_probs in zip(work, emitted, strict=True):
-            events[i] = self.apply(streams[i], task, log_probs)
+        for (i, _), new in zip(work, self.apply_all(passes, self.emit(passes)), strict=True):
+            events[i] = new
         return events
 
     def emit(self, work: Sequence[tuple[Stream, Pass]]) -> list[LogProbs]:
@@ -368,9 +372,36 @@ class Engine:
             self.slots[shape] = Slots(self.model, self.model.n_slots, *shape)
         return self.slots.get(shape)
 
-    def apply(self, stream: Stream, task: Pass, log_probs: LogProbs) -> list[Event]:
-        """Takes in what the model made of the window of `task`, which is the stream's next pass."""
-        events = (self.advance if task.cut is None else self.finalize)(stream, task, log_probs)
+    def join(self, work: Sequence[tuple[Stream, Pass]], emitted: Sequence[LogProbs]) -> list[StitchedFrames | None]:
+        """The frames of each stream, continued by the window of its step; None of final passes. Changes no stream."""
+        joints: dict[int, Joint] = {}
+        for i, (stream, task) in enumerate(work):
+            if task.cut is None:
+                stable = stream.stable_after(task)
+                frames = stream.frames if stable >= stream.target else stream.shown
+                joints[i] = (frames, Emission(emitted[i], task.start_sample // HOP), stable)
+        joined = dict(zip(joints, stitch_all(list(joints.values()), self.alphabet.silent), strict=True))
+        return [joined.get(i) for i in range(len(work))]
+
+    def apply_all(self, work: Sequence[tuple[Stream, Pass]], emitted: Sequence[LogProbs]) -> list[list[Event]]:
+        """`apply` of many streams at once."""
+        joined = self.join(work, emitted)
+        return [self.apply(*of, rows, frames) for of, rows, frames in zip(work, emitted, joined, strict=True)]
+
+    def apply(
+        self, stream: Stream, task: Pass, log_probs: LogProbs, frames: StitchedFrames | None = None
+    ) -> list[Event]:
+        """Takes in what the model made of the window of `task`, which is the stream's next pass.
+
+        Args:
+            frames: what `join` made of it, where that has been asked.
+        """
+        if task.cut is not None:
+            events = self.finalize(stream, task, log_probs)
+        else:
+            frames = frames or self.join([(stream, task)], [log_probs])[0]
+            assert frames is not None
+            events = self.advance(stream, task, frames)
         if stream.slot is not None and stream.is_finished and not stream.is_ready:
             stream.slot.release()
             stream.slot = None
@@ -401,18 +432,17 @@ class Engine:
         statistics.hear(stream.buffer, task.end_sample)
         return statistics
 
-    def advance(self, stream: Stream, task: Pass, log_probs: LogProbs) -> list[Event]:
-        """Stitches a step's frames to the segment; perhaps a partial, perhaps an endpoint."""
+    def advance(self, stream: Stream, task: Pass, frames: StitchedFrames) -> list[Event]:
+        """Takes over the frames of a step; perhaps a partial, perhaps an endpoint."""
         config = stream.config
+        stream.shown = frames
         stable = stream.stable_after(task)
-        window = Emission(log_probs, task.start_sample // HOP).since(stream.frames.start_frame)
         if stable < stream.target:
-            stream.shown = stitch(stream.shown, window, stable, self.alphabet.silent)
             return self.partial(stream)
-        frames = stream.frames = stream.shown = stitch(stream.frames, window, stable, self.alphabet.silent)
+        stream.frames = frames
         has_letter = self.is_letter[frames.ids]
         stream.target = stable + config.hop * hops_to_endpoint(has_letter, frames.n_stable, config)
-        endpoint = find_endpoint(has_letter, lambda: self.energy(stream, frames), frames.n_stable, config.endpoint)
+        endpoint = find_endpoint(has_letter, lambda rows: energy(stream, rows), frames.n_stable, config.endpoint)
         events: list[Event] = []
         if endpoint is None or endpoint.has_speech:
             events = self.partial(stream)
@@ -424,24 +454,21 @@ class Engine:
         self.release(stream)
         return events
 
-    def energy(self, stream: Stream, frames: StitchedFrames) -> NDArray[np.float64]:
-        """(n_frames,) mean square of each frame's hop of samples."""
-        samples = stream.buffer.read(HOP * frames.start_frame, HOP * frames.end_frame)
-        return np.asarray(np.square(samples.astype(np.float64)).reshape(-1, HOP).mean(1))
-
     def partial(self, stream: Stream) -> list[Event]:
         if not stream.shows_partials and stream.config.commit_after >= stream.config.endpoint.max_length:
             return []
         frames = stream.shown
-        is_greedy = isinstance(stream.decode, GreedyDecoder)
-        if not is_greedy:
+        if isinstance(stream.decode, GreedyDecoder):
+            first = stream.settled_frame - frames.start_frame
+            new = stream.decode(frames.rows(first), stream.settled_frame, True, frames.ids[first:])
+            spans = [*stream.settled, *new]
+            if (n_settled := sum([span.start_frame < stream.frames.stable_frame for span in new]) - 1) > 0:
+                # Words that a letter of a stable frame follows: nothing changes them.
+                stream.settled, stream.settled_frame = (*stream.settled, *new[:n_settled]), new[n_settled].start_frame
+        else:
             self.settle(stream)
-        rest = frames.log_probs[stream.settled_frame - frames.start_frame :]
-        new = stream.decode(rest, stream.settled_frame, is_draft=True)
-        spans = [*stream.settled, *new]
-        if is_greedy and (n_settled := sum(span.start_frame < stream.frames.stable_frame for span in new) - 1) > 0:
-            # Words that a letter of a stable frame follows: nothing changes them.
-            stream.settled, stream.settled_frame = (*stream.settled, *new[:n_settled]), new[n_settled].start_frame
+            rows = frames.rows(stream.settled_frame - frames.start_frame)
+            spans = [*stream.settled, *stream.decode(rows, stream.settled_frame, is_draft=True)]
         settled = frames.stable_frame - stream.config.commit_after
         n = len(stream.committed)
         words = list(stream.committed) + after(spans, stream.committed)
@@ -450,27 +477,30 @@ class Engine:
         while frames is stream.frames and n < len(words) - 1 and words[n].is_closed and words[n].end_frame <= settled:
             n += 1
         stream.committed = tuple(words[:n])
-        text = " ".join(word.text for word in words)
+        text = " ".join([word.text for word in words])
         if (text, n) == stream.last_partial:
             return []
         stream.last_partial = (text, n)
         return [self.transcript(stream, words, n, frames.end_frame, is_final=False)]
 
     def transcript(
-        self, stream: Stream, spans: Sequence[WordSpan], n_committed: int, end_frame: int, is_final: bool
+        self, stream: Stream, spans: list[WordSpan], n_committed: int, end_frame: int, is_final: bool
     ) -> Transcript:
         """Frames become seconds here, once.
 
         A spike of CTC begins after its sound and ends before it, so words are widened, up to their neighbours.
         """
-        words: list[Word] = []
         start_s, end_s = stream.frames.start_frame / FRAMES_PER_SECOND, end_frame / FRAMES_PER_SECOND
-        first = 0  # frame in which the word may begin
-        for i, span in enumerate(spans):
+        before, told, n_before = stream.told
+        words = list(told) if n_before == n_committed and spans[: len(before)] == before else []
+        first = spans[len(words) - 1].end_frame if words else 0  # frame in which the next word may begin
+        for i, span in enumerate(spans[len(words) :], len(words)):
             start, first = max(first, span.start_frame - LEAD), span.end_frame
             limit = max(first, spans[i + 1].start_frame - LEAD) if i + 1 < len(spans) else end_frame + TRAIL
             times = start / FRAMES_PER_SECOND, min(limit, first + TRAIL) / FRAMES_PER_SECOND
             words.append(Word(span.text, *times, self.confidence(span), i < n_committed))
+        n = min(len(stream.settled), len(spans))
+        stream.told = (spans[:n], words[: max(0, n - 1)], n_committed)
         return make_transcript(stream.segment, is_final, tuple(words), start_s, end_s)
 
     def confidence(self, span: WordSpan) -> float:
@@ -483,11 +513,11 @@ class Engine:
         first = stream.settled_frame - frames.start_frame
         if frames.n_stable - first <= SETTLE:
             return
-        ends = frames.log_probs[first : frames.n_stable - SETTLE // 2, self.alphabet.delimiter]
+        stable = frames.rows(first)[: frames.n_stable - SETTLE // 2 - first]
+        ends = stable[:, self.alphabet.delimiter]
         n = 1 + int(ends.argmax())
         if ends[n - 1] > np.log(0.5):
-            rows = frames.log_probs[first : first + n]
-            stream.settled = (*stream.settled, *stream.decode(rows, stream.settled_frame))
+            stream.settled = (*stream.settled, *stream.decode(stable[:n], stream.settled_frame))
             stream.settled_frame += n
 
     def finalize(self, stream: Stream, task: Pass, log_probs: LogProbs) -> list[Event]:
@@ -503,7 +533,7 @@ class Engine:
         rows = Emission(log_probs, task.start_sample // HOP).since(first).log_probs
         if task.is_pause:
             has_letter = self.is_letter[rows.argmax(1)]
-            if not is_pause(has_letter, lambda: self.energy(stream, stream.frames), stream.config.endpoint):
+            if not is_pause(has_letter, lambda rows: energy(stream, rows), stream.config.endpoint):
                 return []
         rows = rows[: task.cut - first]
         spans = stream.decode(rows, first)
@@ -525,6 +555,7 @@ class Engine:
         stream.frames = stream.shown = frames.until(n)
         stream.target = stream.frames.stable_frame + config.hop
         stream.committed = stream.settled = ()
+        stream.told = ([], [], 0)
         stream.settled_frame = frame
         stream.last_partial = ("", 0)
 
@@ -581,11 +612,17 @@ class Engine:
         return rows
 
 
+def energy(stream: Stream, rows: slice | NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(n,) mean square of the samples of some of the segment's frames, a hop each."""
+    samples = stream.buffer.read(HOP * stream.frames.start_frame, HOP * stream.frames.end_frame)
+    return np.asarray(np.square(samples.reshape(-1, HOP)[rows], dtype=np.float64).mean(1))
+
+
 def hops_to_endpoint(has_letter: NDArray[np.bool_], n_stable: int, config: StreamConfig) -> int:
     """Steps until the segment can end: the pause that ends it has yet to last."""
-    rules, spoken = config.endpoint, np.flatnonzero(has_letter)
-    run = len(has_letter) - 1 - int(spoken[-1]) if len(spoken) else 0
-    longest = rules.max_length if len(spoken) else rules.before_speech
+    rules, is_spoken = config.endpoint, bool(has_letter.any())
+    run = int(has_letter[::-1].argmax()) if is_spoken else 0
+    longest = rules.max_length if is_spoken else rules.before_speech
     wait = min(rules.after_speech - rules.slack - run, longest - n_stable)
     return max(1, min(-(-wait // config.hop), config.most_hops))
 

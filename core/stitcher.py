@@ -11,13 +11,20 @@ collapsing repeats works across the seam.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, compress, zip_longest
+from operator import ne
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 LogProbs = NDArray[np.float32]
+Ids = NDArray[np.int64]
+Letters = list[tuple[int, int]]  # row and token of each
 
+BLOCK = 50  # stable rows that are put aside at once
 MARGIN = 20  # frames before the overlap that tell a letter which moved from a letter which is new
 MAX_MOVE = 6  # frames that a letter moves at most between two windows
 MOVE = 0.05  # cost of each frame that a letter moved: of two ways to pair letters the nearer is right
@@ -47,45 +54,74 @@ class Emission:
 class StitchedFrames:
     """Rows `[:n_stable]` never change again; the rest is replaced by the next windows."""
 
-    log_probs: LogProbs  # (n_frames, n_vocab)
-    ids: NDArray[np.int64]  # (n_frames,) the likeliest of each row
+    past: tuple[LogProbs, ...]  # stable rows in blocks of `BLOCK`, which are shared with what follows and not copied
+    recent: LogProbs  # (n_frames - BLOCK * blocks, n_vocab), the rows after those
+    ids: Ids  # (n_frames,) the likeliest of each row
     start_frame: int
     n_stable: int
 
     @property
+    def log_probs(self) -> LogProbs:
+        """(n_frames, n_vocab)"""
+        return self.rows(0)
+
+    @property
     def end_frame(self) -> int:
-        return self.start_frame + len(self.log_probs)
+        return self.start_frame + len(self.ids)
 
     @property
     def stable_frame(self) -> int:
         """First frame that may still change."""
         return self.start_frame + self.n_stable
 
+    def rows(self, first: int) -> LogProbs:
+        """The rows from index `first` on."""
+        n_past = BLOCK * len(self.past)
+        if first >= n_past:
+            return self.recent[first - n_past :]
+        return np.concatenate([*self.past[first // BLOCK :], self.recent])[first % BLOCK :]
+
     def since(self, frame: int) -> StitchedFrames:
         """The rows from `frame` on: what the next segment starts with."""
-        n = min(max(0, frame - self.start_frame), len(self.log_probs))
-        return StitchedFrames(self.log_probs[n:], self.ids[n:], frame, max(0, self.n_stable - n))
+        n = min(max(0, frame - self.start_frame), len(self.ids))
+        return StitchedFrames((), self.rows(n), self.ids[n:], frame, max(0, self.n_stable - n))
 
     def until(self, n: int) -> StitchedFrames:
         """The first `n` rows, which are stable rows and more."""
-        return replace(self, log_probs=self.log_probs[:n], ids=self.ids[:n])
+        return replace(self, recent=self.recent[: n - BLOCK * len(self.past)], ids=self.ids[:n])
+
+    def followed_by(self, log_probs: LogProbs, ids: Ids, n: int, stable_frame: int) -> StitchedFrames:
+        """The first `n` rows, the stable ones among them, and others after those."""
+        past, recent = self.past, self.recent
+        n_past = BLOCK * len(past)
+        while n_past + BLOCK + MARGIN <= self.n_stable:  # the next seam looks at what is recent
+            past, recent, n_past = (*past, recent[:BLOCK].copy()), recent[BLOCK:], n_past + BLOCK
+        new_ids = np.concatenate([self.ids[:n], ids])
+        n_stable = min(max(self.n_stable, stable_frame - self.start_frame), len(new_ids))
+        rows = np.concatenate([recent[: n - n_past], log_probs])
+        return StitchedFrames(past, rows, new_ids, self.start_frame, n_stable)
+
+
+Joint = tuple[StitchedFrames, Emission, int]  # as the arguments of `stitch`
 
 
 def empty(start_frame: int, n_vocab: int) -> StitchedFrames:
-    return StitchedFrames(np.zeros((0, n_vocab), np.float32), np.zeros(0, np.int64), start_frame, 0)
+    return StitchedFrames((), np.zeros((0, n_vocab), np.float32), np.zeros(0, np.int64), start_frame, 0)
 
 
-def beginnings(ids: NDArray[np.int64], blank: int) -> NDArray[np.bool_]:
-    """Where letters begin: rows (last dimension) with another id than the row before, blank excepted."""
-    begins: NDArray[np.bool_] = ids != blank
-    begins[..., 1:] &= ids[..., 1:] != ids[..., :-1]
-    return begins
+def letters(ids: Sequence[int], blank: int) -> Letters:
+    """Rows where letters begin, and those: `_ A A _ A` -> [(1, A), (4, A)]."""
+    begins = map(ne, ids, [blank, *ids])
+    return [letter for letter in compress(enumerate(ids), begins) if letter[1] != blank]
 
 
-def prefix_distances(
-    a: list[tuple[int, int]], b: list[tuple[int, int]], is_beginning: bool = False
-) -> NDArray[np.float64]:
-    """(len(a) + 1, len(b) + 1): the edit distance of prefixes of `a` from prefixes of `b`.
+def split(array: NDArray[Any], lengths: Sequence[int]) -> list[NDArray[Any]]:
+    """Stretches of those lengths."""
+    return [array[end - n : end] for n, end in zip(lengths, accumulate(lengths), strict=True)]
+
+
+def prefix_distances(older: Letters, newer: Letters, is_beginning: bool = False) -> Iterator[list[float]]:
+    """len(older) + 1 lines of len(newer) + 1: the edit distance of prefixes of `older` from prefixes of `newer`.
 
     Letters further than `MAX_MOVE` rows apart are never the same one, so that repeats do not pair wrongly. One
     that near to row 0 may miss its partner for nothing, as it can lie before, unless nothing does.
@@ -93,72 +129,138 @@ def prefix_distances(
     before one row does, and no way to those leads through.
     """
     margin = -1 if is_beginning else MAX_MOVE
-    places = [place for _, place in b]
+    places = [place for place, _ in newer]
     line = [0.0]
     for place in places:
         line.append(line[-1] + (place > margin))
-    table, width = [line], len(line)
-    following = [row for _, row in a[1:]] + [math.inf] * bool(a)
+    yield line
+    following = [row for row, _ in older[1:]] + [math.inf] * bool(older)
     first = last = 0  # columns of the line
-    for (token, row), after in zip(a, following, strict=True):
+    for (row, token), after in zip(older, following, strict=True):
         above = line
-        while first < len(b) and places[first] < row - MAX_MOVE:
+        while first < len(newer) and places[first] < row - MAX_MOVE:
             first += 1
-        while last < len(b) and places[last] <= after + MAX_MOVE:
+        while last < len(newer) and places[last] <= after + MAX_MOVE:
             last += 1
-        line = [math.inf] * width
+        line = [math.inf] * len(above)
         if not first:
             line[0] = above[0] + (row > margin)
         for j in range(max(0, first - 1), last):
             move = abs(row - places[j])
-            paired = above[j] + ((token != b[j][0]) + MOVE * move if move <= MAX_MOVE else 2)
+            paired = above[j] + ((token != newer[j][1]) + MOVE * move if move <= MAX_MOVE else 2)
             alone = 1 + min(above[j + 1], line[j])
             line[j + 1] = paired if paired < alone else alone
-        table.append(line)
-    return np.array(table)
+        yield line
 
 
-def find_seam(
-    older: LogProbs, newer: LogProbs, first: int, last: int, silent_ids: tuple[int, int], is_beginning: bool = False
-) -> int:
-    """Index i in [first, last]: rows before i are taken from `older`, from i on from `newer`.
+def find_seam(older: Letters, newer: Letters, costs: list[float], first: int, is_beginning: bool = False) -> int:
+    """The row from which on the newer window's rows are taken, of those that two windows share.
 
     Args:
-        older: (n, n_vocab) the frames that two windows share, as the earlier one saw them.
-        newer: (n, n_vocab) the same frames as the later window saw them.
-        first, last: where the seam may lie; the rows before are there to compare.
-        silent_ids: blank and word delimiter.
+        older, newer: the letters that begin in those rows, as either window saw them.
+        costs: of a seam before each row, by what is heard there.
+        first: where the seam may lie; the rows before are there to compare.
         is_beginning: whether nothing was said before row 0.
 
-    The letters before a good seam are the same in both, so that a spike which moved across it is neither
-    lost nor doubled: their edit distance counts most. Then both should be sure of silence on either side
-    of the seam; then the earlier is the better, since `newer` knows more of what follows.
+    The letters before a good seam are the same in both, so that a spike which moved across it is neither lost nor
+    doubled: their edit distance counts most. As a rule they are the same one by one, perhaps some rows elsewhere, and
+    their distance is by how much they moved; other ways to pair them cost 1 at least. Where a row of which no more is
+    known than that might make a better seam, all distances are computed.
     """
-    if last <= first:
-        return first
-    older, newer = older[:last], newer[:last]  # what follows tells nothing
-    ids = np.array([older.argmax(1), newer.argmax(1)])
-    begins = beginnings(ids, silent_ids[0])
-    differs = (begins[0] != begins[1]) | (begins[0] & (ids[0] != ids[1]))
-    row = int(differs.argmax())
-    alike = 1 + (row if differs[row] else last)  # before this row both have the same letters
-    silences = np.exp(np.concatenate([rows.take(silent_ids, 1) for rows in (older, newer)], 1))
-    doubt = 2 - silences.sum(1)  # in [0, 2]
-    cost = doubt + DELAY * np.arange(last)
-    cost[1:] += doubt[:-1]
-    cost[0] += doubt[0]
-    if alike > first and (is_beginning or alike > MAX_MOVE + 1):
-        best = first + int(cost[first:alike].argmin())
-        if alike >= last or cost[best] <= cost[alike:].min() + DISAGREEMENT * MOVE:  # no later row costs less
-            return best
-    # Letters that both have first, in the same rows, are the same: most, where the windows agree.
-    counts = np.cumsum(begins, 1) - begins - begins[0, : alike - 1].sum()
-    old_letters, new_letters = (
-        [(int(ids[i, row]), row) for row in np.flatnonzero(begins[i]).tolist() if row >= alike - 1] for i in (0, 1)
-    )
-    distances = prefix_distances(old_letters, new_letters, is_beginning)
-    cost += DISAGREEMENT * distances[counts[0].clip(0), counts[1].clip(0)]
-    return first + int(cost[first:].argmin())
+    best = unknown = math.inf  # costs
+    seam = begin = first
+    moved, is_free, n = 0.0, False, len(costs)
+    for old, new in zip_longest([*older, (n, -1)], [*newer, (n, -1)], fillvalue=(n, -1)):
+        near, far = (old[0], new[0]) if old[0] < new[0] else (new[0], old[0])
+        if begin <= near and begin < n:  # both have the same letters before these rows
+            cost = min(costs[begin : near + 1])
+            if cost + DISAGREEMENT * moved < best:
+                best, seam = cost + DISAGREEMENT * moved, costs.index(cost, begin)
+            begin = near + 1
+        if old == new:
+            continue
+        # A letter next to row 0 may miss its partner for nothing.
+        is_free = is_free or (near <= MAX_MOVE and not is_beginning)
+        move = MOVE * (far - near)
+        is_pair = old[1] == new[1] and far - near <= MAX_MOVE and moved + move < 1
+        end = far + 1 if is_pair else n
+        if begin < min(end, n):
+            unknown = min(unknown, min(costs[begin:end]) + (0 if is_free else DISAGREEMENT * moved))
+            begin = end
+        if not is_pair:
+            break
+        moved += move
+    return seam if best < unknown or first >= n else search_seam(older, newer, costs, first, is_beginning)
+
+
+def seam_costs(doubts: list[float], first: int) -> list[float]:
+    """Of a seam before each row from `first` on, and 0 before: how unsure both windows are of silence on either side.
+
+    Of equals the earlier is the better, since the newer window knows more of what follows.
+    """
+    before = doubts[first - 1 :] if first else doubts[:1] + doubts
+    pairs = enumerate(zip(doubts[first:], before, strict=False), first)
+    return [0.0] * first + [doubt + DELAY * row + last for row, (doubt, last) in pairs]
+
+
+def search_seam(older: Letters, newer: Letters, costs: list[float], first: int, is_beginning: bool) -> int:
+    """`find_seam` by all distances, as far as they matter."""
+    n_alike = 0  # letters that both have first, in the same rows, are the same
+    while older[n_alike : n_alike + 1] == newer[n_alike : n_alike + 1] != []:
+        n_alike += 1
+    older, newer = older[n_alike:], newer[n_alike:]
+    best, seam, begin, n_newer = math.inf, first, first, 0
+    for n_older, line in enumerate(prefix_distances(older, newer, is_beginning)):
+        end = older[n_older][0] + 1 if n_older < len(older) else len(costs)
+        for row in range(begin, end):
+            while n_newer < len(newer) and newer[n_newer][0] < row:
+                n_newer += 1
+            if (cost := costs[row] + DISAGREEMENT * line[n_newer]) < best:
+                best, seam = cost, row
+        begin = max(begin, end)
+        if best <= min(costs[begin:], default=math.inf) + DISAGREEMENT * min(line):
+            break  # no later line has less
+    return seam
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Overlap:
+    """The rows in which a seam may lie, and those before that are compared, as two windows have them."""
+
+    start: int  # index of row 0 in the frames so far
+    first: int  # row; the seam is there or later
+    older: LogProbs  # (n, n_vocab)
+    older_ids: Ids  # (n,) the likeliest of each
+    newer: LogProbs  # (n, n_vocab), and the rows that follow
+
+    @classmethod
+    def of(cls, frames: StitchedFrames, window: Emission, stable_frame: int) -> Overlap:
+        """Arguments and errors as of `stitch`."""
+        first = max(window.start_frame, frames.stable_frame)
+        if first > frames.end_frame or window.end_frame < frames.end_frame:
+            raise ValueError(
+                f"Expected a window that reaches from at most frame {frames.end_frame} beyond it. "
+                f"Found: [{window.start_frame}, {window.end_frame})"
+            )
+        # The seam lies among the frames that become stable now: later ones are better known to the window.
+        end = min(frames.end_frame, max(stable_frame, first)) - frames.start_frame
+        base = max(window.start_frame, frames.start_frame, frames.stable_frame - MARGIN)
+        start, newer = base - frames.start_frame, window.log_probs[base - window.start_frame :]
+        return cls(start, first - base, frames.rows(start)[: end - start], frames.ids[start:end], newer)
+
+
+def find_seams(overlaps: Sequence[Overlap], newer_ids: Sequence[Ids], silent_ids: tuple[int, int]) -> list[int]:
+    """`find_seam` of many streams; `newer_ids` are the likeliest of each newer row."""
+    lengths = [len(of.older) for of in overlaps]
+    older = np.concatenate([of.older for of in overlaps])
+    newer = np.concatenate([of.newer[:n] for of, n in zip(overlaps, lengths, strict=True)])
+    silences = np.concatenate([older.take(silent_ids, 1), newer.take(silent_ids, 1)], 1)
+    doubts = split(2 - np.exp(silences).sum(1), lengths)  # in [0, 2]
+    seams = []
+    for of, n, ids, doubt in zip(overlaps, lengths, newer_ids, doubts, strict=True):
+        old, new = (letters(part.tolist(), silent_ids[0]) for part in (of.older_ids, ids[:n]))
+        seams.append(find_seam(old, new, seam_costs(doubt.tolist(), of.first), of.first, of.start == 0))
+    return seams
 
 
 def stitch(frames: StitchedFrames, window: Emission, stable_frame: int, silent_ids: tuple[int, int]) -> StitchedFrames:
@@ -167,21 +269,18 @@ def stitch(frames: StitchedFrames, window: Emission, stable_frame: int, silent_i
     Raises:
         ValueError: the window leaves a hole after the rows so far, or ends before them.
     """
-    whole, window = window, window.since(frames.stable_frame)
-    if window.start_frame > frames.end_frame or window.end_frame < frames.end_frame:
-        raise ValueError(
-            f"Expected a window that reaches from at most frame {frames.end_frame} beyond it. "
-            f"Found: [{window.start_frame}, {window.end_frame})"
-        )
-    # Both windows' rows from `MARGIN` before the first unstable frame to the end of the rows so far.
-    base = max(whole.start_frame, frames.start_frame, frames.stable_frame - MARGIN)
-    older = frames.log_probs[base - frames.start_frame :]
-    newer = whole.log_probs[base - whole.start_frame :][: len(older)]
-    # The seam lies among the frames that become stable now: later ones are better known to `window`.
-    last = min(frames.end_frame, max(stable_frame, window.start_frame)) - base
-    is_beginning = base == frames.start_frame
-    seam = base + find_seam(older, newer, window.start_frame - base, last, silent_ids, is_beginning)
-    n, new = seam - frames.start_frame, whole.log_probs[seam - whole.start_frame :]
-    rows, ids = np.concatenate([frames.log_probs[:n], new]), np.concatenate([frames.ids[:n], new.argmax(1)])
-    n_stable = min(max(frames.n_stable, stable_frame - frames.start_frame), len(rows))
-    return StitchedFrames(rows, ids, frames.start_frame, n_stable)
+    return stitch_all([(frames, window, stable_frame)], silent_ids)[0]
+
+
+def stitch_all(joints: Sequence[Joint], silent_ids: tuple[int, int]) -> list[StitchedFrames]:
+    """`stitch` of many streams: the same, with most of the work done at once."""
+    if not joints:
+        return []
+    overlaps = [Overlap.of(*joint) for joint in joints]
+    rows = [of.newer for of in overlaps]
+    ids = split(np.concatenate(rows).argmax(1), [len(part) for part in rows])
+    seams = find_seams(overlaps, ids, silent_ids)
+    return [
+        frames.followed_by(rows[i][seams[i] :], ids[i][seams[i] :], overlaps[i].start + seams[i], stable_frame)
+        for i, (frames, _, stable_frame) in enumerate(joints)
+    ]

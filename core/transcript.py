@@ -47,5 +47,6 @@ def make_transcript(segment: int, is_final: bool, words: tuple[Word, ...], start
     """`start_s` and `end_s` bound the segment where it has no words."""
     if words:
         start_s, end_s = words[0].start_s, words[-1].end_s
-    text = " ".join(word.text for word in words)
-    return Transcript(segment, is_final, text, sum(w.is_committed for w in words), start_s, end_s, words)
+    text = " ".join([word.text for word in words])
+    n_committed = sum([word.is_committed for word in words])
+    return Transcript(segment, is_final, text, n_committed, start_s, end_s, words)

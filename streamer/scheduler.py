@@ -26,6 +26,7 @@ import numpy as np
 from core.audio import FRAMES_PER_SECOND, SAMPLE_RATE
 from core.decoder import Decode
 from core.engine import LATENCIES, Engine, Pass, StreamConfig
+from core.stitcher import LogProbs, StitchedFrames
 from core.transcript import Event
 from streamer.job import (
     Command,
@@ -426,16 +427,19 @@ class Scheduler:
         """One batched step. Where it fails, each window is tried alone, and only streams that fail are given up."""
         work = [(job, job.task) for job in batch if job.task is not None]
         engine = batch[0].engine
+        passes = [(job.stream, task) for job, task in work]
+        emitted: list[LogProbs] = []
+        joined: list[StitchedFrames | None] = [None] * len(work)
         try:
-            emitted = engine.emit([(job.stream, task) for job, task in work])
+            emitted = engine.emit(passes)
+            joined = engine.join(passes, emitted)
         except Exception:
             logger.exception("a batch of %d failed; trying its streams one by one", len(batch))
-            emitted = []
         results = []
         for i, (job, task) in enumerate(work):
             try:
                 log_probs = emitted[i] if emitted else engine.emit([(job.stream, task)])[0]
-                results.append((job, task, engine.apply(job.stream, task, log_probs)))
+                results.append((job, task, engine.apply(job.stream, task, log_probs, joined[i])))
             except Exception:
                 self.give_up(job)
         return results

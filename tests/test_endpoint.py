@@ -1,19 +1,17 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
-from core.endpoint import Endpoint, EndpointConfig, find_endpoint, is_pause, longest_pause
+from core.endpoint import Endpoint, EndpointConfig, Measure, find_endpoint, is_pause, longest_pause
 
 RULES = EndpointConfig(after_speech=10, loud_factor=3, before_speech=60, max_length=100)
 
 
-def segment(line: str, quiet: float = 0.001) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
+def segment(line: str, quiet: float = 0.001) -> tuple[np.ndarray, Measure]:
     """`#` a letter, `.` a quiet pause, `-` a loud one: has_letter and energy."""
     energy = {"#": 1.0, ".": quiet, "-": 1.0}
-    return np.array([c == "#" for c in line]), lambda: np.array([energy[c] for c in line])
+    return np.array([c == "#" for c in line]), lambda rows: np.array([energy[c] for c in line])[rows]
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,39 @@ def test_streams_in_one_batch_say_what_they_say_alone() -> None:
     assert max(engine.model.lengths) == len(texts) - 1  # for silence no model is run
 
 
+@settings(deadline=None, max_examples=20)
+@given(data=st.data(), edge=st.integers(0, 6), jitter=st.integers(0, 2))
+def test_what_many_windows_say_at_once_each_says_alone(data: st.DataObject, edge: int, jitter: int) -> None:
+    """Streams of other presets, in other places, with steps left out in one of them: the same events and frames."""
+    configs = [
+        StreamConfig(
+            left=data.draw(st.integers(20, 60)),
+            hop=data.draw(st.integers(5, 30)),
+            right=data.draw(st.integers(0, 30)),
+            commit_after=data.draw(st.sampled_from([0, 20, 1000])),
+            steady=data.draw(st.booleans()),
+        )
+        for _ in range(4)
+    ]
+    texts = [TEXT, TEXT[20:], "~~~" + TEXT, "A LONG ~~ PAUSE"]
+    engine = Engine(PlantedModel(edge=edge, jitter=jitter))
+    streams = [[engine.new_stream(config) for config in configs] for _ in range(2)]
+    for of_way in streams:
+        for stream, text in zip(of_way, texts, strict=True):
+            stream.push(plant(text))
+            stream.shows_all = stream is not of_way[1]
+            stream.finish()
+    while work := [i for i, stream in enumerate(streams[0]) if stream.is_ready]:
+        passes = [[(stream, stream.next_pass()) for stream in (of_way[i] for i in work)] for of_way in streams]
+        emitted = engine.emit(passes[0])
+        together = engine.apply_all(passes[0], emitted)
+        assert together == [engine.apply(*of, rows) for of, rows in zip(passes[1], emitted, strict=True)]
+        for one, other in ((streams[0][i].shown, streams[1][i].shown) for i in work):
+            assert (one.start_frame, one.n_stable) == (other.start_frame, other.n_stable)
+            np.testing.assert_array_equal(one.log_probs, other.log_probs)
+    assert not any(stream.is_ready for stream in streams[1])
+
+
 def test_silence_makes_no_events_and_holds_no_memory() -> None:
     engine = Engine(PlantedModel())
     stream = engine.new_stream(StreamConfig.preset("balanced"))

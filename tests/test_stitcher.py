@@ -9,7 +9,20 @@ from hypothesis import strategies as st
 from planted import ALPHABET, TOKENS
 
 from core.decoder import decode_greedy
-from core.stitcher import Emission, StitchedFrames, empty, find_seam, stitch
+from core.stitcher import (
+    BLOCK,
+    DISAGREEMENT,
+    Emission,
+    Letters,
+    Overlap,
+    StitchedFrames,
+    empty,
+    find_seam,
+    find_seams,
+    prefix_distances,
+    stitch,
+    stitch_all,
+)
 
 N = len(TOKENS)
 
@@ -46,6 +59,11 @@ def jittered(line: str, moves: list[int]) -> str:
     return "".join(out)
 
 
+def seam_between(older: np.ndarray, newer: np.ndarray) -> int:
+    overlap = Overlap(0, 0, older, older.argmax(1), newer)
+    return find_seams([overlap], [newer.argmax(1)], ALPHABET.silent)[0]
+
+
 def test_a_stream_begins_with_its_first_window() -> None:
     frames = stitch(empty(0, N), Emission(rows("A_B_C"), 0), 3, ALPHABET.silent)
     assert (frames.start_frame, frames.n_stable, text(frames)) == (0, 3, "ABC")
@@ -58,8 +76,7 @@ def test_a_hole_is_refused() -> None:
 
 
 def test_the_seam_lies_where_both_are_silent() -> None:
-    older, newer = rows("A_B__C"), rows("AB___C")
-    assert find_seam(older, newer, 0, 6, ALPHABET.silent) == 4
+    assert seam_between(rows("A_B__C"), rows("AB___C")) == 4
 
 
 def test_stable_rows_never_change() -> None:
@@ -117,7 +134,7 @@ def test_a_fixed_seam_would_double_the_letter_that_moved() -> None:
     older, newer = rows("__A_____"), rows("_____A__")
     fixed = np.concatenate([older[:4], newer[4:]])
     assert [w.text for w in decode_greedy(fixed, 0, ALPHABET)] == ["AA"]
-    seam = find_seam(older, newer, 0, 8, ALPHABET.silent)
+    seam = seam_between(older, newer)
     chosen = np.concatenate([older[:seam], newer[seam:]])
     assert [w.text for w in decode_greedy(chosen, 0, ALPHABET)] == ["A"]
 
@@ -130,3 +147,75 @@ def test_the_first_letter_of_all_may_move_too(place: int, move: int) -> None:
     frames = stitch(empty(0, len(TOKENS)), Emission(older, 0), 5, ALPHABET.silent)
     frames = stitch(frames, Emission(newer, 0), 10, ALPHABET.silent)
     assert text(frames) == "AB"
+
+
+def slow_seam(older: Letters, newer: Letters, costs: list[float], first: int, is_beginning: bool) -> int:
+    """`find_seam`, by the distance of what lies before every row."""
+    while older and newer and older[0] == newer[0]:
+        older, newer = older[1:], newer[1:]
+    table = list(prefix_distances(older, newer, is_beginning))
+    before = [[sum(row < seam for row, _ in side) for side in (older, newer)] for seam in range(len(costs))]
+    whole = [cost + DISAGREEMENT * table[i][j] for cost, (i, j) in zip(costs, before, strict=True)]
+    return first + int(np.argmin(whole[first:]))
+
+
+def moved(rng: np.random.Generator, line: list[int]) -> Letters:
+    """Letters with some of them a little elsewhere, and some lost, new or others."""
+    found = {}
+    for row, token in enumerate(line):
+        kind = rng.random()
+        place = row + int(rng.integers(-7, 8)) * (kind < 0.3)
+        if token and 0 <= place < len(line) and kind < 0.95:
+            found[place] = token if kind < 0.9 else 4
+    return sorted(found.items())
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_quick_way_finds_what_all_distances_find(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for _ in range(500):
+        n = int(rng.integers(1, 60))
+        line = (rng.integers(1, 4, n) * (rng.random(n) < rng.choice([0.05, 0.3, 0.7]))).tolist()
+        older, newer = ([(row, token) for row, token in enumerate(line) if token], moved(rng, line))
+        costs = (rng.random(n) * rng.choice([0.1, 4]) + 0.01 * np.arange(n)).tolist()
+        arguments = older, newer, costs, int(rng.integers(0, n)), bool(rng.random() < 0.3)
+        assert find_seam(*arguments) == slow_seam(*arguments)
+
+
+def test_many_streams_at_once_are_stitched_as_each_alone() -> None:
+    rng = np.random.default_rng(0)
+    alone = [empty(0, N) for _ in range(12)]
+    together = list(alone)
+    for turn in range(40):
+        joints = []
+        for i, frames in enumerate(alone):
+            stable, right = frames.stable_frame + int(rng.integers(1, 30)), int(rng.integers(10, 30))
+            start = max(0, frames.stable_frame - int(rng.integers(0, 60)))
+            end = max(frames.end_frame, stable + right)
+            line = np.where(rng.random(end - start) < 0.7, 0, rng.integers(0, 5, end - start))
+            window = rng.normal(0, 1, (end - start, N)) + 4 * np.eye(N)[line]
+            log_probs = window - np.log(np.exp(window).sum(1, keepdims=True))
+            joints.append((frames, Emission(log_probs.astype(np.float32), start), stable))
+            if turn == 20 and i % 2:
+                alone[i] = together[i] = frames.since(frames.stable_frame - 7).until(20)
+                joints[-1] = (alone[i], *joints[-1][1:])
+        alone = [stitch(*joint, ALPHABET.silent) for joint in joints]
+        together = stitch_all([(of, *joint[1:]) for of, joint in zip(together, joints, strict=True)], ALPHABET.silent)
+        for a, b in zip(alone, together, strict=True):
+            assert (a.start_frame, a.n_stable) == (b.start_frame, b.n_stable)
+            np.testing.assert_array_equal(a.log_probs, b.log_probs)
+            np.testing.assert_array_equal(a.ids, b.ids)
+    assert stitch_all([], ALPHABET.silent) == []
+
+
+def test_rows_that_were_put_aside_are_still_there() -> None:
+    rng, frames = np.random.default_rng(1), empty(0, N)
+    whole = np.log(rng.dirichlet(np.ones(N), 10 * BLOCK)).astype(np.float32)
+    for end in range(40, len(whole), 15):
+        frames = stitch(frames, Emission(whole[max(0, end - 80) : end], max(0, end - 80)), end - 20, ALPHABET.silent)
+        for first in (0, 1, BLOCK - 1, BLOCK, end - 30, end):
+            np.testing.assert_array_equal(frames.rows(first), whole[first:end])
+            np.testing.assert_array_equal(frames.since(first).log_probs, whole[first:end])
+        np.testing.assert_array_equal(frames.until(frames.n_stable + 5).log_probs, whole[: frames.n_stable + 5])
+        np.testing.assert_array_equal(frames.ids, whole[:end].argmax(1))
+        assert len(frames.recent) < 3 * BLOCK

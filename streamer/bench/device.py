@@ -68,8 +68,7 @@ def measure_batch(
             began = clock()
             emitted = engine.emit(finals or work)
             done = clock()
-            for (stream, task), log_probs in zip(finals or work, emitted, strict=True):
-                engine.apply(stream, task, log_probs)
+            engine.apply_all(finals or work, emitted)
             if not finals and turn >= first and len(work) == n:
                 emit_s.append(done - began)
                 apply_s.append(clock() - done)
@@ -220,5 +219,6 @@ def device_table(result: dict[str, Any]) -> str:
             )
     for decoder, parts in result["step_us"].items():
         lines += ["", f"{'µs a step, ' + decoder:24} {'mean':>8} {'p50':>8} {'p99':>8}"]
-        lines += [f"{part:24} {of['mean']:8.0f} {of['p50']:8.0f} {of['p99']:8.0f}" for part, of in parts.items()]
+        for part, of in parts.items():
+            lines.append(f"{part.replace('_', ' '):24} {of['mean']:8.0f} {of['p50']:8.0f} {of['p99']:8.0f}")
     return "\n".join(lines)

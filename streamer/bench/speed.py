@@ -180,7 +180,8 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"{part:24}" + "".join(f"{1000 * parts[part]:12.2f}" for parts in ours.values()))
     for decoder, parts in result["step_us"].items():
         lines += ["", f"{'µs a step, ' + decoder:24} {'mean':>8} {'p50':>8} {'p99':>8}"]
-        lines += [f"{part:24} {of['mean']:8.0f} {of['p50']:8.0f} {of['p99']:8.0f}" for part, of in parts.items()]
+        for part, of in parts.items():
+            lines.append(f"{part.replace('_', ' '):24} {of['mean']:8.0f} {of['p50']:8.0f} {of['p99']:8.0f}")
     return "\n".join(lines)
 
 

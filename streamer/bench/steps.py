@@ -3,26 +3,48 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from core.audio import HOP, SAMPLE_RATE, Samples
-from core.decoder import Decode, WordSpan
-from core.engine import Engine, StreamConfig
-from core.stitcher import Emission, LogProbs, stitch
+from core.decoder import Decode, GreedyDecoder, WordSpan
+from core.engine import Engine, Stream, StreamConfig
+from core.stitcher import Ids, LogProbs
 from streamer.bench.metrics import percentiles
 
+LEAST_S = 12  # of audio; shorter recordings are repeated
+SESSIONS = 1000  # that are stepped together
+ROUNDS = 4  # of those, the first of which does not count
 
-@dataclass(slots=True)
+
+@dataclass(frozen=True, slots=True)
 class TimedDecode:
-    """A decoder, and the processor seconds of its last call."""
+    """A decoder, and the processor seconds of its calls."""
 
     decode: Decode
-    seconds: float = 0.0
+    seconds: list[float] = field(default_factory=list)
 
     def __call__(self, log_probs: LogProbs, start_frame: int, is_draft: bool = False) -> list[WordSpan]:
         began = time.process_time()
         spans = self.decode(log_probs, start_frame, is_draft)
-        self.seconds += time.process_time() - began
+        self.seconds.append(time.process_time() - began)
+        return spans
+
+
+@dataclass(frozen=True, slots=True)
+class TimedGreedy(GreedyDecoder):
+    """The same of the greedy decoder, which the engine treats as such."""
+
+    seconds: list[float] = field(default_factory=list)
+
+    def __call__(
+        self, log_probs: LogProbs, start_frame: int, is_draft: bool = False, ids: Ids | None = None
+    ) -> list[WordSpan]:
+        began = time.process_time()
+        spans = GreedyDecoder.__call__(self, log_probs, start_frame, is_draft, ids)
+        self.seconds.append(time.process_time() - began)
         return spans
 
 
@@ -39,26 +61,71 @@ def session_s(engine: Engine, samples: Samples, config: StreamConfig) -> float:
 
 
 def measure_steps(engine: Engine, samples: Samples, config: StreamConfig) -> dict[str, dict[str, float]]:
-    """Percentiles in µs over the steps of a stream: `stitch`, `decode`, `other` and the `whole`."""
-    decode = TimedDecode(engine.decode)
-    stream = engine.new_stream(config, decode)
-    micros: dict[str, list[float]] = {"stitch": [], "decode": [], "other": [], "whole": []}
-    for start in range(0, len(samples), SAMPLE_RATE):
-        stream.push(samples[start : start + SAMPLE_RATE])
-        while (task := stream.next_pass()) is not None:
-            log_probs = engine.model.emit([engine.window(stream, task)])[0]
-            stable = stream.stable_after(task)
-            frames = stream.frames if stable >= stream.target else stream.shown
-            window = Emission(log_probs, task.start_sample // HOP).since(frames.start_frame)
-            decode.seconds = 0.0
-            began = time.process_time()
-            engine.apply(stream, task, log_probs)
-            whole = time.process_time() - began
-            if task.cut is None:
-                began = time.process_time()
-                stitch(frames, window, stable, engine.alphabet.silent)
-                stitched = time.process_time() - began
-                parts = {"stitch": stitched, "decode": decode.seconds, "other": whole - stitched - decode.seconds}
-                for name, seconds in {**parts, "whole": whole}.items():
-                    micros[name].append(1e6 * seconds)
+    """Percentiles in µs a step of one session, right after the model: `stitch`, `decode`, `other` and the `whole`.
+
+    `again` is the whole of the same step of another session, which finds in the caches what it needs. With the greedy
+    decoder `of_1000` is that of so many sessions, in other places of the recording, which are stepped together.
+    """
+    samples = np.resize(samples, max(len(samples), LEAST_S * SAMPLE_RATE))
+    is_greedy = isinstance(engine.decode, GreedyDecoder)
+    decode = TimedGreedy(engine.alphabet) if is_greedy else TimedDecode(engine.decode)
+    stream, twin = engine.new_stream(config, decode), engine.new_stream(config)
+    micros: dict[str, list[float]] = {"stitch": [], "decode": [], "other": [], "whole": [], "again": []}
+    emitted: list[LogProbs] = []
+    twins: list[Stream] = []  # as they are before each pass
+    samples = samples[: stream.room]
+    stream.push(samples)
+    twin.push(samples)
+    while (task := stream.next_pass()) is not None:
+        emitted += engine.model.emit([engine.window(stream, task)])
+        decode.seconds.clear()
+        times = [time.process_time()]
+        joined = engine.join([(stream, task)], emitted[-1:])
+        times.append(time.process_time())
+        engine.apply(stream, task, emitted[-1], *joined)
+        times.append(time.process_time())
+        twins.append(fork(twin))
+        times.append(time.process_time())
+        engine.apply(twin, task, emitted[-1])
+        times.append(time.process_time())
+        if task.cut is None:
+            stitch, rest, _, again = np.diff(times).tolist()
+            parts = {"stitch": stitch, "decode": sum(decode.seconds), "whole": stitch + rest, "again": again}
+            parts["other"] = rest - parts["decode"]
+            for name, seconds in parts.items():
+                micros[name].append(1e6 * seconds)
+    if is_greedy:
+        micros[f"of_{SESSIONS}"] = steps_at_once(engine, twins, emitted)
     return {name: percentiles(values, 1) for name, values in micros.items()}
+
+
+def fork(stream: Stream) -> Stream:
+    """A stream with the same past."""
+    twin = copy(stream)
+    twin.buffer = copy(stream.buffer)
+    return twin
+
+
+def steps_at_once(engine: Engine, streams: list[Stream], emitted: list[LogProbs]) -> list[float]:
+    """µs a step of `SESSIONS` streams, in each of a few rounds.
+
+    Args:
+        streams: one before each pass of a recording.
+        emitted: what the model made of each pass's window.
+    """
+    n_places = max(1, len(streams) - ROUNDS)
+    places = [i % n_places for i in range(SESSIONS)]
+    forks = [fork(streams[place]) for place in places]
+    micros = []
+    for turn in range(min(ROUNDS, len(streams))):
+        tasks = [(stream, task) for stream in forks if (task := stream.next_pass()) is not None]
+        rows = [emitted[place + turn] for place in places]
+        steps = [i for i, (_, task) in enumerate(tasks) if task.cut is None]
+        work, heard = [tasks[i] for i in steps], [rows[i] for i in steps]
+        began = time.process_time()
+        engine.apply_all(work, heard)
+        micros.append(1e6 * (time.process_time() - began) / max(1, len(steps)))
+        for (stream, task), log_probs in zip(tasks, rows, strict=True):
+            if task.cut is not None:
+                engine.finalize(stream, task, log_probs)
+    return micros[1:]

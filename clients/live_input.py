@@ -259,9 +259,7 @@ class PlayedFile:
         self._n = 0  # samples given
         self._paused_at: float | None = None
         self._ends = 0.0  # on the clock, when all was given and must have been heard
-        if self._speaker:
-            for _ in range(int(delay_s * SAMPLE_RATE / PACKET)):
-                self._speaker.play(np.zeros(PACKET, np.float32))
+        self._delay_s = delay_s
 
     @property
     def waiting_s(self) -> float:
@@ -278,12 +276,19 @@ class PlayedFile:
         if packet is None:
             self._end()
             return NOTHING
+        if not self._start:
+            self._begin()
         if self._speaker:
             self._speaker.play(packet)
-        self._start = self._start or time.monotonic()
         self._n += len(packet)
         time.sleep(max(0.0, self._start + self._n / SAMPLE_RATE - time.monotonic()))
         return Heard(packet)
+
+    def _begin(self) -> None:
+        self._start = time.monotonic()
+        if self._speaker:
+            for _ in range(int(self._delay_s / PACKET_S)):
+                self._speaker.play(np.zeros(PACKET, np.float32))
 
     def _end(self) -> None:
         """All was given; it has ended when the loudspeaker has played it."""

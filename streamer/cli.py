@@ -121,6 +121,9 @@ def check_files(parser: argparse.ArgumentParser, args: argparse.Namespace, recor
     from streamer.output import check_targets
 
     written = {option: getattr(args, attribute(option)) for option in ("--output", "--record", "--captions-file")}
+    for option, path in written.items():
+        if args.is_live and path is not None and os.path.isdir(path):
+            parser.error(f"{option} {path} is a folder; expected a file")
     try:
         check_targets(written, recording)
     except ValueError as e:
@@ -167,9 +170,13 @@ def transcribe(arguments: Sequence[str]) -> int:
     except ValueError as e:
         parser.error(str(e))
     check_files(parser, args, args.play)
-    from streamer.transcribe import run_files, run_microphone
+    if args.is_live:
+        from streamer.live import run_microphone
 
-    return run_microphone(args) if args.is_live else run_files(args)
+        return run_microphone(args)
+    from streamer.transcribe import run_files
+
+    return run_files(args)
 
 
 def devices(arguments: Sequence[str]) -> int:

@@ -1,4 +1,7 @@
-"""`streamer connect`: a file, standard input or the microphone, transcribed by a running server."""
+"""`streamer connect`: a file, standard input or the microphone, transcribed by a running server.
+
+PyTorch is not needed for it, and not loaded.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import logging
 import queue
 import sys
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
@@ -20,8 +23,6 @@ from clients.websocket import Message, ServerError, StreamClient, StreamError
 from core.audio import SAMPLE_RATE, Samples, encode_pcm16
 from core.transcript import Event, Gap, Transcript, Word
 from streamer.output import Writer, opened_output
-from streamer.recognizer import read_hotwords
-from streamer.transcribe import paced
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,11 @@ async def file_blocks(blocks: Iterator[Samples]) -> AsyncIterator[bytes]:
 
 def session_options(args: argparse.Namespace) -> dict[str, object]:
     """What the session asks for; what is not given is the server's default."""
-    words = read_hotwords(args.hotwords)
+    words: Mapping[str, float] = {}
+    if args.hotwords is not None:
+        from streamer.recognizer import read_hotwords
+
+        words = read_hotwords(args.hotwords)
     asked = {
         "latency": args.latency,
         "model": args.model,
@@ -86,7 +91,11 @@ async def transcribe(args: argparse.Namespace, writers: Sequence[Writer]) -> Non
         rate, samples = open_channels(args.file)
     else:
         samples = open_audio(args.file, args.sample_rate, args.encoding, args.channels).blocks  # or it is missing
-    blocks = file_blocks(iter(paced(samples) if args.realtime else samples))
+    if args.realtime:
+        from streamer.transcribe import paced
+
+        samples = paced(samples)
+    blocks = file_blocks(samples)
     async with StreamClient(args.url, rate, "pcm_f32le", len(writers), args.api_key, options) as client:
 
         async def feed() -> None:
@@ -182,11 +191,13 @@ class RemoteStream:
         return [self._events.get() for _ in range(self._events.qsize())]
 
     async def _read(self) -> None:
+        complaint = ""  # if the session goes on after it; else it ends with it
         async for message in self._client:
+            if complaint:
+                logger.warning("%s", complaint)
+            complaint = message["message"] if message["type"] == "error" else ""
             if (event := event_of(message)) is not None:
                 self._events.put(event)
-            elif message["type"] == "error":
-                logger.warning("%s", message["message"])
 
     async def _ended(self) -> None:
         while not self._reader.done():
@@ -247,7 +258,7 @@ def run_connect(args: argparse.Namespace) -> int:
     if args.is_live:
         from streamer.live import run_live
 
-        return run_live(args, lambda: RemoteStream(args))
+        return run_live(args, lambda: RemoteStream(args), lambda: None)
     with opened_output(args.output) as write:
         paths = [f"{args.file}#{channel}" for channel in (0, 1)] if args.split else [None]
         writers = [Writer(args.format, write, args.partials, path) for path in paths]

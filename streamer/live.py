@@ -16,6 +16,7 @@ from typing import Protocol
 from clients.captions_file import CaptionsFile
 from clients.controls import Screen, Status, level_db
 from clients.desktop import Clipboard, Command, DesktopError, Typist, find_copier, find_typist
+from clients.devices import Device, find_device, find_system_audio
 from clients.file import open_audio
 from clients.live_input import LiveInput, PlayedFile, SteadyMicrophone
 from clients.microphone import Heard
@@ -56,7 +57,14 @@ class Sink(Protocol):
 class LiveSession:
     """One input, one stream, one screen, any number of sinks."""
 
-    def __init__(self, args: argparse.Namespace, source: LiveInput, live: LiveStream, screen: Screen) -> None:
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        source: LiveInput,
+        live: LiveStream,
+        screen: Screen,
+        sinks: Sequence[Sink] = (),
+    ) -> None:
         self.args, self.source, self.live, self.screen = args, source, live, screen
         self.timeline = Timeline(live.stream)
         self.delay = Delay()
@@ -65,19 +73,11 @@ class LiveSession:
         self.failures: list[str] = []
         self.file: LiveFile | Writer | None = None
         self.recording: Recording | None = None
-        self.sinks: list[Sink] = []
+        self.sinks = list(sinks)
 
     def open_outputs(self, stack: ExitStack) -> None:
-        """Files come last: where something cannot be, those of an earlier session are left as they are.
-
-        Raises:
-            OSError, DesktopError: something that was asked for cannot be; before anything is said.
-        """
+        """Raises OSError where a file cannot be written, before anything is said."""
         args = self.args
-        if args.clipboard:
-            self.sinks.append(Clipboard(find_copier()))
-        if args.type:
-            self.sinks.append(Typist(find_typist()))
         if args.captions_file is not None:
             self.sinks.append(CaptionsFile(args.captions_file))
         if args.record is not None:
@@ -218,12 +218,20 @@ def interruption() -> Iterator[Callable[[], bool]]:
             signal.signal(number, old)
 
 
+def open_played(args: argparse.Namespace) -> PlayedFile:
+    """Raises AudioError."""
+    source = open_audio(args.play, args.sample_rate, args.encoding, args.channels)
+    return PlayedFile(Path(source.name).name, source.blocks, DELAYS_S[args.latency or "balanced"])
+
+
+def find_microphone(args: argparse.Namespace) -> Device:
+    """Raises MicrophoneError."""
+    return find_system_audio() if args.system_audio else find_device(args.input_device)
+
+
 def open_input(args: argparse.Namespace) -> SteadyMicrophone | PlayedFile:
     """Raises MicrophoneError or AudioError."""
-    if args.play is not None:
-        source = open_audio(args.play, args.sample_rate, args.encoding, args.channels)
-        return PlayedFile(Path(source.name).name, source.blocks, DELAYS_S[args.latency or "balanced"])
-    return SteadyMicrophone(args.input_device, args.system_audio)
+    return SteadyMicrophone(args.input_device, args.system_audio) if args.play is None else open_played(args)
 
 
 def open_screen(args: argparse.Namespace) -> Screen:
@@ -242,24 +250,48 @@ def open_screen(args: argparse.Namespace) -> Screen:
     return LiveCaptions(on_stderr=args.output is None and args.format != "text", takes_keys=not args.type)
 
 
-def run_live(args: argparse.Namespace, opening: Callable[[], AbstractContextManager[LiveStream]]) -> int:
+def open_desktop(args: argparse.Namespace) -> list[Sink]:
+    """Raises DesktopError."""
+    sinks: list[Sink] = []
+    if args.clipboard:
+        sinks.append(Clipboard(find_copier()))
+    if args.type:
+        sinks.append(Typist(find_typist()))
+    return sinks
+
+
+@contextmanager
+def waiting(screen: Screen, text: str) -> Iterator[None]:
+    screen.wait(text)
+    try:
+        yield
+    finally:
+        screen.wait("")
+
+
+def run_live(
+    args: argparse.Namespace, opening: Callable[[], AbstractContextManager[LiveStream]], prepare: Callable[[], None]
+) -> int:
     """Live captions until `q`, Ctrl-C or the end of what is played; 1 where an output failed on the way.
 
-    The input is opened first: what is said while the model is loaded waits.
+    What cannot be is told first. `prepare` imports what `opening` needs: libraries that are being loaded let no
+    sound in. Then the input is opened, and what is said while `opening` loads the model waits.
 
     Raises:
         MicrophoneError, AudioError, WindowError, DesktopError, OSError: something that was asked for cannot be.
     """
     with ExitStack() as stack:
-        source = open_input(args)
-        stack.enter_context(source)
+        played = None if args.play is None else stack.enter_context(open_played(args))
+        if played is None:
+            find_microphone(args)
+        sinks = open_desktop(args)
         screen = open_screen(args)
-        screen.wait("getting ready; what is said meanwhile waits")
-        try:
+        with waiting(screen, "getting ready"):
+            prepare()
+        source = played or stack.enter_context(SteadyMicrophone(args.input_device, args.system_audio))
+        with waiting(screen, f"{source.name} is open; what is said now waits"):
             live = stack.enter_context(opening())
-        finally:
-            screen.wait("")
-        session = LiveSession(args, source, live, screen)
+        session = LiveSession(args, source, live, screen, sinks)
         session.open_outputs(stack)
         has_been_interrupted = stack.enter_context(interruption())
         with screen:
@@ -269,3 +301,20 @@ def run_live(args: argparse.Namespace, opening: Callable[[], AbstractContextMana
     for failure in session.failures:
         print(f"streamer: error: {failure}", file=sys.stderr)
     return 1 if session.failures else 0
+
+
+def run_microphone(args: argparse.Namespace) -> int:
+    """Live captions that are recognised here; see `run_live`."""
+
+    @contextmanager
+    def opening() -> Iterator[LiveStream]:
+        from streamer.recognizer import load_recognizer
+        from streamer.transcribe import LocalStream, config_of
+
+        recognizer = load_recognizer(args)
+        yield LocalStream(recognizer.stream(config=config_of(args)), recognizer.model.name)
+
+    def prepare() -> None:
+        import streamer.recognizer  # noqa: F401
+
+    return run_live(args, opening, prepare)

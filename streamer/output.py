@@ -111,6 +111,8 @@ def check_targets(targets: Mapping[str, str | None], recording: str | None) -> N
         if path is None or os.path.exists(path) and not os.path.isfile(path):  # devices take what is given
             continue
         place = os.path.realpath(path)
+        if not os.path.isdir(os.path.dirname(place)):
+            raise ValueError(f"{option} {path}: there is no folder {os.path.dirname(place)}; make it first")
         if recording is not None and os.path.realpath(recording) == place:
             raise ValueError(f"{option} {path} would replace the recording")
         if place in seen:

@@ -1,4 +1,4 @@
-"""What `streamer FILE...` and `streamer --mic` do once the arguments are understood."""
+"""What `streamer FILE...` does once the arguments are understood."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,15 +112,3 @@ class LocalStream:
 
     def lag_s(self) -> float:
         return 0.0
-
-
-def run_microphone(args: argparse.Namespace) -> int:
-    """Live captions; see `run_live`."""
-    from streamer.live import run_live
-
-    @contextmanager
-    def opening() -> Iterator[LocalStream]:
-        recognizer = load_recognizer(args)
-        yield LocalStream(recognizer.stream(config=config_of(args)), recognizer.model.name)
-
-    return run_live(args, opening)

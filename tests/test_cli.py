@@ -92,6 +92,8 @@ def test_standard_input_and_offline_give_the_file_s_words(
         (["/none.wav"], 1, "no such file"),
         (["--play", "a.wav", "--record", "a.wav"], 2, "--record a.wav would replace the recording"),
         (["--mic", "--output", "a.txt", "--captions-file", "a.txt"], 2, "would both write a.txt"),
+        (["--mic", "--record", "/"], 2, "--record / is a folder"),
+        (["--mic", "--output", "/none/a.srt"], 2, "there is no folder /none"),
         (["connect", "ws://127.0.0.1:9", "a.wav", "--output", "a.wav"], 2, "would replace the recording"),
     ],
 )

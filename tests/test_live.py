@@ -15,15 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from planted import PlantedModel, plant
 from serving import Serving, serving
 
 from clients.console import LiveCaptions, Output
 from clients.controls import Screen
-from clients.desktop import DesktopError
 from clients.live_input import PlayedFile
 from core.audio import HOP
 from core.captions import to_text
+from streamer.cli import main
 from streamer.connect import RemoteStream
 from streamer.hub import Limits
 from streamer.live import LiveSession
@@ -119,7 +120,9 @@ def test_a_screen_that_has_gone_costs_no_words(closed: Output, tmp_path: Path) -
     assert target.read_text() == got.read_text() == "GIVE ME THE\n"
 
 
-def test_a_refusal_spares_the_files_of_an_earlier_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_spares_the_files_of_an_earlier_session(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     if not sys.platform.startswith("linux"):
         pytest.skip("the displays of Linux")
     monkeypatch.delenv("DISPLAY", raising=False)
@@ -127,9 +130,9 @@ def test_a_refusal_spares_the_files_of_an_earlier_session(tmp_path: Path, monkey
     paths = {name: tmp_path / name for name in ("output", "record", "captions_file")}
     for path in paths.values():
         path.write_text("kept")
-    session = live_session(LiveCaptions(), type=True, **{name: str(path) for name, path in paths.items()})
-    with ExitStack() as stack, pytest.raises(DesktopError, match="--type needs a desktop"):
-        session.open_outputs(stack)
+    written = [f"--{name.replace('_', '-')}={path}" for name, path in paths.items()]
+    assert main(["--play", str(sample), "--type", *written]) == 1
+    assert "--type needs a desktop" in capsys.readouterr().err
     assert {path.read_text() for path in paths.values()} == {"kept"}
 
 
@@ -250,6 +253,24 @@ def test_a_pause_does_not_end_a_server_s_session(monkeypatch: pytest.MonkeyPatch
     assert finals == ["GIVE ME", "THE KEY"]
 
 
+def test_a_client_needs_no_pytorch(tmp_path: Path) -> None:
+    """Neither for captions nor for a file: a small machine can show what a large one recognises."""
+    path = str(tmp_path / "a.wav")
+    soundfile.write(path, SPEECH, 16_000, "FLOAT")
+
+    def run(url: str) -> None:
+        for arguments in (["--play", path, "--server", url], ["connect", url, path]):
+            done = subprocess.run([sys.executable, "-c", PLAY, *arguments], cwd=ROOT, capture_output=True, text=True)
+            code, *modules = done.stdout.splitlines()[-1].split()
+            assert code == "0" and not {"torch", "ctc_beam_decoder"} & set(modules), done.stderr
+
+    async def serve() -> None:
+        async with serving() as server:
+            await asyncio.to_thread(run, server.url)
+
+    asyncio.run(serve())
+
+
 START = """
 import sys, time
 from streamer.recognizer import Recognizer
@@ -268,8 +289,6 @@ HEAVY = {"torch._dynamo", "sympy", "huggingface_hub", "PIL", "matplotlib", "star
 def test_the_first_start_is_short(tiny_model_dir: Path, tmp_path: Path) -> None:
     """Processor time of the model that ships, on one thread, so that other programs do not matter; and only what
     captions need is imported, sound and screen included."""
-    import soundfile
-
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", START], cwd=ROOT, env=environment, capture_output=True, text=True)
     _, model_s = done.stdout.split()

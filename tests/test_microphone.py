@@ -20,6 +20,7 @@ from clients.microphone import BLOCK_MS, QUEUE_SECONDS, Heard, Microphone, Micro
 from core.audio import HOP, SAMPLE_RATE
 from core.edit_distance import word_errors
 from core.transcript import Event, Gap
+from streamer.bench.mic import Probe
 from streamer.recognizer import Recognizer
 from streamer.timeline import SHORT_LOSS_S, Timeline
 
@@ -193,6 +194,35 @@ def test_a_muted_microphone_is_told(pulse: Pulse, tmp_path: Path) -> None:
         finally:
             listener.kill()
             pulse.unload(module)
+
+
+PLAY = """
+import sys, time
+from clients.file import open_audio
+from clients.live_input import PlayedFile
+source = open_audio(sys.argv[1])
+with PlayedFile("sample", source.blocks, 1.5) as played:
+    time.sleep(2)  # the model is being loaded
+    print(time.monotonic(), flush=True)
+    while not played.has_ended:
+        played.read()
+"""
+
+
+def test_a_file_is_heard_after_its_captions_and_to_its_end(
+    pulse: Pulse, sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in pulse.environment.items():
+        monkeypatch.setenv(name, value)
+    with Probe("speaker.monitor") as probe:
+        with start(pulse, "-c", PLAY, sample) as player:
+            out, err = player.communicate(timeout=PATIENCE_S)
+        assert player.returncode == 0, err
+        time.sleep(1)  # the recorder is a little later
+        began = probe.began(soundfile.read(sample, dtype="float32")[0])
+    if probe._process.stdout is not None:
+        probe._process.stdout.close()
+    assert 1.4 < began - float(out) < 3.5
 
 
 SLOW = """

@@ -179,6 +179,7 @@ def test_captions_file_replaces_no_device(tmp_path: Path) -> None:
         ({"--output": "a.txt", "--captions-file": "./a.txt"}, "--output and --captions-file would both write ./a.txt"),
         ({"--output": "/dev/null", "--record": "/dev/null"}, ""),
         ({"--output": None, "--record": None}, ""),
+        ({"--captions-file": "none/a.txt"}, "--captions-file none/a.txt: there is no folder /.*none; make it first"),
     ],
 )
 def test_no_output_replaces_another(

@@ -170,7 +170,8 @@ class RemoteStream:
         except ServerError as e:
             self._failure = e
             with suppress(ServerError):
-                self._wait(self._ended())
+                if self._client.is_done:
+                    self._wait(self._ended())
 
     @property
     def trouble(self) -> str:

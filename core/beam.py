@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "language_model"
 ARPA = (".arpa", ".arpa.gz")
 FILES = (*ARPA, ".bin", ".binary", ".klm", ".kenlm")
-WIDTH, DRAFT_WIDTH = 50, 12  # hypotheses kept
+WIDTH = 50  # hypotheses kept
 LEAST_TOKEN = -6.0  # log-probability below which a token is not tried
 HOTWORD_WEIGHT = 8.0  # natural logarithm
 PRUNED = 10.0  # how much worse than the best a hypothesis may be
@@ -184,7 +184,7 @@ class BeamDecoder:
         tokens = self.alphabet.tokens
         return word.upper() if "E" in tokens and "e" not in tokens else word.lower() if "E" not in tokens else word
 
-    def __call__(self, log_probs: LogProbs, start_frame: int, is_draft: bool = False) -> list[WordSpan]:
+    def __call__(self, log_probs: LogProbs, start_frame: int) -> list[WordSpan]:
         silent = [self.alphabet.blank, self.alphabet.delimiter, *self.alphabet.special]
         if np.isin(log_probs.argmax(1), silent).all():
             return []  # nobody speaks; a reward for each word would make one up
@@ -193,7 +193,7 @@ class BeamDecoder:
         weight = max(self.weights.values(), default=0.0)
         beams = self.engine.decode_beams(
             rows,
-            beam_width=min(self.width, DRAFT_WIDTH) if is_draft else self.width,
+            beam_width=self.width,
             # The letters of a hot word count before it is whole, or turns out to be another.
             beam_prune_logp=-PRUNED - weight,
             token_min_logp=LEAST_TOKEN,

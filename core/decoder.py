@@ -57,11 +57,8 @@ class WordSpan:
 class Decode(Protocol):
     """From frames to words."""
 
-    def __call__(self, log_probs: LogProbs, start_frame: int, is_draft: bool = False) -> list[WordSpan]:
-        """The words of (n_frames, n_vocab) raw rows, the first of which is the stream's frame `start_frame`.
-
-        A draft is decoded again with the next step and may be less careful.
-        """
+    def __call__(self, log_probs: LogProbs, start_frame: int) -> list[WordSpan]:
+        """The words of (n_frames, n_vocab) raw rows, the first of which is the stream's frame `start_frame`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +67,7 @@ class GreedyDecoder:
 
     alphabet: Alphabet
 
-    def __call__(
-        self, log_probs: LogProbs, start_frame: int, is_draft: bool = False, ids: Ids | None = None
-    ) -> list[WordSpan]:
+    def __call__(self, log_probs: LogProbs, start_frame: int, ids: Ids | None = None) -> list[WordSpan]:
         return decode_greedy(log_probs, start_frame, self.alphabet, ids)
 
 

@@ -130,7 +130,7 @@ class Pass:
 Told = tuple[list[WordSpan], list[Word], int]  # spans, the words of all but the last, and how many are committed
 
 
-def no_words(log_probs: LogProbs, start_frame: int, is_draft: bool = False) -> list[WordSpan]:
+def no_words(log_probs: LogProbs, start_frame: int) -> list[WordSpan]:
     """The decoder of a stream that no engine has made."""
     return []
 
@@ -460,7 +460,7 @@ class Engine:
         frames = stream.shown
         if isinstance(stream.decode, GreedyDecoder):
             first = stream.settled_frame - frames.start_frame
-            new = stream.decode(frames.rows(first), stream.settled_frame, True, frames.ids[first:])
+            new = stream.decode(frames.rows(first), stream.settled_frame, frames.ids[first:])
             spans = [*stream.settled, *new]
             if (n_settled := sum([span.start_frame < stream.frames.stable_frame for span in new]) - 1) > 0:
                 # Words that a letter of a stable frame follows: nothing changes them.
@@ -468,7 +468,7 @@ class Engine:
         else:
             self.settle(stream)
             rows = frames.rows(stream.settled_frame - frames.start_frame)
-            spans = [*stream.settled, *stream.decode(rows, stream.settled_frame, is_draft=True)]
+            spans = [*stream.settled, *stream.decode(rows, stream.settled_frame)]
         settled = frames.stable_frame - stream.config.commit_after
         n = len(stream.committed)
         words = list(stream.committed) + after(spans, stream.committed)

@@ -26,9 +26,9 @@ class TimedDecode:
     decode: Decode
     seconds: list[float] = field(default_factory=list)
 
-    def __call__(self, log_probs: LogProbs, start_frame: int, is_draft: bool = False) -> list[WordSpan]:
+    def __call__(self, log_probs: LogProbs, start_frame: int) -> list[WordSpan]:
         began = time.process_time()
-        spans = self.decode(log_probs, start_frame, is_draft)
+        spans = self.decode(log_probs, start_frame)
         self.seconds.append(time.process_time() - began)
         return spans
 
@@ -39,11 +39,9 @@ class TimedGreedy(GreedyDecoder):
 
     seconds: list[float] = field(default_factory=list)
 
-    def __call__(
-        self, log_probs: LogProbs, start_frame: int, is_draft: bool = False, ids: Ids | None = None
-    ) -> list[WordSpan]:
+    def __call__(self, log_probs: LogProbs, start_frame: int, ids: Ids | None = None) -> list[WordSpan]:
         began = time.process_time()
-        spans = GreedyDecoder.__call__(self, log_probs, start_frame, is_draft, ids)
+        spans = GreedyDecoder.__call__(self, log_probs, start_frame, ids)
         self.seconds.append(time.process_time() - began)
         return spans
 

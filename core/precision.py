@@ -124,41 +124,59 @@ class FirstConvLayer(nn.Module):
     """The convolution of the waveform as a float32 product, into which a group norm over time is folded.
 
     Mean and variance of a channel over a window follow from those of the samples under its taps, which are few, so
-    that such a norm becomes part of the weights before the long product is made.
+    that such a norm becomes part of the weights before the long product is made. Where GELU follows at once, samples
+    and weights are sums of two bfloat16 numbers each, which are as good, and what follows is given bfloat16.
     """
 
-    def __init__(self, layer: ConvLayer) -> None:
+    def __init__(self, layer: ConvLayer, dtype: torch.dtype) -> None:
         super().__init__()
         (self.kernel,), (self.stride,) = layer.conv.kernel_size, layer.conv.stride
         self.weight, bias = layer.conv.weight.detach()[:, 0], layer.conv.bias  # (channel, tap)
         self.bias = torch.zeros(len(self.weight)) if bias is None else bias.detach()
         self.layer_norm, self.activation = layer.layer_norm, layer.activation
         self.per_frame = layer.per_frame
+        is_normed = self.layer_norm is not None and self.per_frame
+        self.is_split = dtype == torch.bfloat16 and not is_normed and self.activation is F.gelu
 
     def taps(self, samples: Tensor) -> Tensor:
         """(frame, tap) of (sample,)."""
         return samples.unfold(0, self.kernel, self.stride)
 
-    def weights(self, samples: Tensor, norm: Tensor | None) -> tuple[Tensor, Tensor]:
+    def weights(self, samples: Tensor, norm: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the convolution for the window of these samples, normed where the norm is over time."""
-        if not isinstance(self.layer_norm, nn.GroupNorm):
-            return self.weight, self.bias
-        if norm is None:
-            taps = self.taps(samples).double()
-            mean = taps.mean(0)
-            norm = torch.stack(self.channel_norm(mean, (taps - mean).T @ (taps - mean) / len(taps)))
-        gain, offset = norm
-        return (self.weight * gain[:, None]).float(), (self.bias * gain + offset).float()
+        weight, bias = self.weight, self.bias
+        if isinstance(self.layer_norm, nn.GroupNorm):
+            if norm is None:
+                taps = self.taps(samples).double()
+                mean = taps.mean(0)
+                norm = torch.stack(self.channel_norm(mean, (taps - mean).T @ (taps - mean) / len(taps)))
+            gain, offset = norm
+            weight, bias = (weight * gain[:, None]).float(), (bias * gain + offset).float()
+        if not self.is_split:
+            return weight, bias
+        (high, low), offsets = halves(weight), torch.stack(halves(bias), 1)
+        return torch.ops.mkldnn._reorder_linear_weight(torch.cat([high, high, low, offsets], 1), None), None
 
     def channel_norm(self, mean: Tensor, covariance: Tensor, power: float = 1.0) -> tuple[Tensor, Tensor]:
         """As `FeatureExtractor.channel_norm`."""
         assert isinstance(self.layer_norm, nn.GroupNorm)
         return channel_norm(self.layer_norm, self.weight, self.bias, mean, covariance, power)
 
-    def forward(self, samples: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, samples: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """(1, frame, channel) of (sample,)."""
+        if self.is_split:
+            high, low = (self.taps(part) for part in halves(samples))
+            x = torch.cat([high, low, high, high.new_ones(len(high), 2)], 1)[None]
+            product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, *GELU)
+            return product
         x = F.linear(self.taps(samples), weight, bias)
         return self.activation(x if self.layer_norm is None or not self.per_frame else self.layer_norm(x))[None]
+
+
+def halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Two bfloat16 tensors whose sum is x but for a part in 2¹⁷."""
+    high = x.bfloat16()
+    return high, (x - high).bfloat16()
 
 
 class PackedExtractor(nn.Module):
@@ -167,7 +185,7 @@ class PackedExtractor(nn.Module):
     def __init__(self, layers: Sequence[ConvLayer], config: Wav2Vec2Config, dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
-        self.first = FirstConvLayer(layers[0])
+        self.first = FirstConvLayer(layers[0], dtype)
         self.rest = nn.Sequential(*(PackedConvLayer(layer, dtype) for layer in layers[1:]))
 
     def extract(self, samples: Tensor, norm: Tensor | None) -> Tensor:
@@ -233,7 +251,8 @@ class PackedAttention(nn.Module):
     def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As `Attention.project`."""
         B, T, _ = hidden.shape
-        q, k, v = self.qkv(hidden).view(B, T, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        # Once laid out by heads, all three are read by the products as they are.
+        q, k, v = self.qkv(hidden).view(B, T, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4).contiguous()
         return q, k, v
 
     def attend(

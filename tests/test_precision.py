@@ -13,8 +13,8 @@ import torch.nn.functional as F
 
 from core.acoustic import AcousticModel, choose_dtype
 from core.configuration import Wav2Vec2Config
-from core.precision import Product, is_fast, overlap, pack
-from core.wav2vec2 import Wav2Vec2ForCTC
+from core.precision import FirstConvLayer, Product, is_fast, overlap, pack
+from core.wav2vec2 import ConvLayer, Wav2Vec2ForCTC
 
 BASE = Wav2Vec2Config(
     vocab_size=11,
@@ -79,6 +79,25 @@ def test_overlapping_rows_are_those_of_a_convolution() -> None:
     rows = overlap(x, 3, 2)
     expected = F.conv1d(x.transpose(1, 2), weight, stride=2).transpose(1, 2)
     torch.testing.assert_close(F.linear(rows, weight.transpose(1, 2).flatten(1)), expected)
+
+
+@pytest.mark.parametrize("norm", ["group", "none"])
+@pytest.mark.parametrize("level", [1e-3, 1.0])
+def test_the_waveform_is_convolved_as_exactly_as_its_result_is_kept(norm: str, level: float) -> None:
+    """The products of halves, against double precision that is rounded to bfloat16 at the end."""
+    needs(torch.bfloat16)
+    torch.manual_seed(0)
+    layer = ConvLayer(replace(BASE, feat_extract_norm=norm, conv_bias=norm == "none"), 0)
+    first, samples = FirstConvLayer(layer, torch.bfloat16), level * torch.randn(4000) + 0.03
+    assert first.is_split
+    with torch.no_grad():
+        exact = layer.double().activate(layer.conv(samples.double()[None, None]))[0].T
+        found = first(samples, *first.weights(samples, None))[0]
+        plain = FirstConvLayer(layer.float(), torch.float32)
+        single = plain(samples, *plain.weights(samples, None))[0].bfloat16()
+    errors = [float((of.double() - exact).norm()) for of in (found, single)]
+    assert found.dtype == torch.bfloat16 and errors[0] < 1.01 * errors[1]
+    assert (found == exact.bfloat16()).double().mean() > 0.9
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

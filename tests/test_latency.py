@@ -339,10 +339,19 @@ def test_words_that_cannot_be_aligned_are_told(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, n_samples_for(150)), SAMPLE_RATE)
     (tmp_path / "set.tsv").write_text("path\ttranscript\na.wav\tA B\n")
-    arguments = ["bench", "latency", tmp_path / "set.tsv", "--model", tiny_model_dir, "--presets", "low", "--json"]
+    arguments = [
+        "bench",
+        "latency",
+        tmp_path / "set.tsv",
+        "--model",
+        tiny_model_dir,
+        "--presets",
+        "low,low-refresh",
+        "--json",
+    ]
     assert main([str(argument) for argument in arguments]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert [of["system"] for of in result["systems"]] == ["low"]
+    assert [of["system"] for of in result["systems"]] == ["low", "low-refresh"]
     assert main([str(argument) for argument in arguments[:-1]]) == 0
     assert "Seconds from the end of a word" in capsys.readouterr().out
 
@@ -350,7 +359,8 @@ def test_the_command(tmp_path: Path, tiny_model_dir: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--presets", "fast"], "expected presets of low, balanced, accurate, or these with -steady. Found: fast"),
+        (["--presets", "low,fast"], "of low, balanced, accurate, or these with -steady or -refresh. Found: fast"),
+        (["--presets", "low-steady-fast"], "Found: low-steady-fast"),
         (["--peers", "siri"], "expected peers of .* Found: siri"),
         (["--block-ms", "0"], "a block of at least 1 ms"),
         (["--silence", "-1"], "no negative silence"),

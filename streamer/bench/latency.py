@@ -36,7 +36,7 @@ from streamer.bench.task import Task, add_peers_argument, add_set_arguments, pee
 from streamer.recognizer import load_recognizer
 
 WARM_UP_S = 3
-STEADY = "-steady"
+VARIANTS: dict[str, dict[str, Any]] = {"steady": {"steady": True}, "refresh": {"refresh": 50}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,22 @@ def spoken(snapshot: Snapshot) -> Snapshot:
     return Snapshot(snapshot.audio_s, snapshot.at_s, words, sum(map(len, parts[: snapshot.n_committed])))
 
 
+def config_of(preset: str) -> StreamConfig:
+    """`balanced`, `balanced-steady`, `balanced-steady-refresh` …
+
+    Raises:
+        ValueError: no such preset.
+    """
+    latency, *variants = preset.split("-")
+    if latency not in LATENCIES or set(variants) - VARIANTS.keys():
+        known, others = ", ".join(LATENCIES), " or ".join(f"-{variant}" for variant in VARIANTS)
+        raise ValueError(f"expected presets of {known}, or these with {others}. Found: {preset}")
+    changes = {name: value for variant in variants for name, value in VARIANTS[variant].items()}
+    return StreamConfig.preset(latency, **changes)
+
+
 def listen_own(engine: Engine, latency: str, task: Task, setting: Setting) -> list[Heard]:
-    config = StreamConfig.preset(latency.removesuffix(STEADY), steady=latency.endswith(STEADY))
+    config = config_of(latency)
 
     def offline(samples: Samples) -> str:
         return " ".join(final.text for final in engine.transcribe_offline(samples, config))
@@ -137,7 +151,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--presets",
         default=",".join(LATENCIES),
         metavar="NAME,…",
-        help=f"of ours, or with {STEADY}; default: %(default)s",
+        help="of ours; also with -steady, or -refresh (steps compute the last second anew); default: %(default)s",
     )
     parser.add_argument("--block-ms", type=int, default=20, metavar="MS", help="audio that arrives at once")
     parser.add_argument("--aligner", default="model", choices=ALIGNERS, help="which tells when words end")
@@ -148,9 +162,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     peers = peers_of(args, parser)
     presets = tuple(name for name in args.presets.split(",") if name)
-    if unknown := {name.removesuffix(STEADY) for name in presets} - set(LATENCIES):
-        known = ", ".join(LATENCIES)
-        parser.error(f"expected presets of {known}, or these with {STEADY}. Found: {', '.join(sorted(unknown))}")
+    try:
+        for name in presets:
+            config_of(name)
+    except ValueError as e:
+        parser.error(str(e))
     if args.block_ms < 1 or args.silence < 0:
         parser.error(
             f"expected a block of at least 1 ms and no negative silence. Found: {args.block_ms}, {args.silence}"

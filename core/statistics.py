@@ -84,7 +84,8 @@ class Statistics:
 def channel_norm(
     norm: nn.GroupNorm, weight: Tensor, bias: Tensor | None, mean: Tensor, covariance: Tensor, power: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """What a norm over time does to a convolution of the waveform: (channel,) factors and (channel,) summands.
+    """What a norm over time does to a convolution of the waveform: (channel,) factors and (channel,) summands, on the
+    host.
 
     Args:
         weight: (channel, tap) of the convolution.
@@ -92,8 +93,8 @@ def channel_norm(
         covariance: (tap, tap) of those.
         power: of the samples, where the norm was meant for samples of power 1.
     """
-    weight = weight.double()
-    middle = weight @ mean if bias is None else weight @ mean + bias
+    weight = weight.cpu().double()  # not every device has double precision
+    middle = weight @ mean if bias is None else weight @ mean + bias.cpu()
     variance = ((weight @ covariance) * weight).sum(1)
-    gain = norm.weight.double() / (variance + norm.eps * power).sqrt()
-    return gain, norm.bias - middle * gain
+    gain = norm.weight.cpu().double() / (variance + norm.eps * power).sqrt()
+    return gain, norm.bias.cpu() - middle * gain

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from torch import nn
 
 from core.acoustic import AcousticModel, ChannelNorm, fit
 from core.audio import HOP, SAMPLE_RATE, Samples, n_frames
@@ -21,6 +25,7 @@ from core.feature_cache import Window, read_features
 from core.features import normalize
 from core.precision import is_fast, pack
 from core.ring_buffer import RingBuffer
+from core.statistics import channel_norm
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.training.student import VOCABULARY
 from core.transcript import Event
@@ -301,3 +306,26 @@ def test_real_speech_has_the_same_transcript(sample: Path, dtype: str) -> None:
     engine = Engine(AcousticModel.load("streamer-en", "cpu", dtype))
     expected = listen(engine, plain(engine.new_stream()), samples, 3200)
     assert listen(engine, engine.new_stream(), samples, 5000) == expected
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor of a device where nothing can be done in double precision: it must be brought to the host first."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        assert func is torch.Tensor.cpu, f"{func} elsewhere"
+        with torch._C.DisableTorchFunctionSubclass():
+            return args[0].as_subclass(torch.Tensor)
+
+
+def test_norms_are_computed_on_the_host_wherever_the_model_is() -> None:
+    torch.manual_seed(0)
+    norm, weight, bias = nn.GroupNorm(8, 8), torch.randn(8, 10), torch.randn(8)
+    mean, covariance = torch.zeros(10, dtype=torch.float64), torch.eye(10, dtype=torch.float64)
+    expected = channel_norm(norm, weight, bias, mean, covariance)
+    away = [x.detach().as_subclass(Elsewhere) for x in (norm.weight, norm.bias, weight, bias)]
+    there: Any = SimpleNamespace(weight=away[0], bias=away[1], eps=norm.eps)
+    for found, same in zip(channel_norm(there, *away[2:], mean, covariance), expected, strict=True):
+        torch.testing.assert_close(found, same)

@@ -11,10 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from core.acoustic import AcousticModel, choose_dtype
+from core.acoustic import AcousticModel, choose_device, choose_dtype, fit
 from core.configuration import Wav2Vec2Config
 from core.precision import FirstConvLayer, Product, is_fast, overlap, pack
-from core.wav2vec2 import ConvLayer, Wav2Vec2ForCTC
+from core.tokenizer import Wav2Vec2Tokenizer
+from core.wav2vec2 import Attention, ConvLayer, Wav2Vec2ForCTC
 
 BASE = Wav2Vec2Config(
     vocab_size=11,
@@ -147,6 +148,22 @@ def test_choices(tiny_model_dir: Path) -> None:
     found = AcousticModel.load(tiny_model_dir, "cpu").emit([window])[0]
     is_narrow = choose_dtype("auto", torch.device("cpu")) == torch.bfloat16
     np.testing.assert_allclose(found, expected, atol=0.1 * float(np.abs(expected).max()) if is_narrow else 1e-3)
+
+
+def test_other_devices_are_given_the_plain_model(monkeypatch: pytest.MonkeyPatch, tiny_model_dir: Path) -> None:
+    """As an Apple GPU is: nothing is packed, fused, captured or kept there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    device = choose_device("auto")
+    assert device == torch.device("mps") == choose_device("mps") and choose_dtype("auto", device) == torch.float32
+    tokenizer = Wav2Vec2Tokenizer.from_pretrained(tiny_model_dir)
+    plain = Wav2Vec2ForCTC(replace(BASE, vocab_size=tokenizer.vocab_size))
+    kinds = [type(module) for module in plain.modules()]
+    model = AcousticModel(fit(plain, torch.device("meta"), "auto"), tokenizer)
+    kept = [type(module) for module in model.model.modules()]
+    assert set(kept) <= set(kinds) and Attention in kept and model.model.dtype == torch.float32
+    assert model.n_slots == 0 and model.n_features == BASE.hidden_size
+    assert not any(layer.fused for layer in model.model.modules() if isinstance(layer, ConvLayer))
 
 
 def test_a_processor_without_the_instructions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 from planted import PlantedModel, plant
 
 from core.audio import Samples
@@ -12,6 +13,7 @@ from core.engine import Engine, Stream, StreamConfig
 from core.transcript import Event, Transcript
 from streamer.job import Command, Deliver, Failed, Finished, Flushed, Job, OfChannel, Output, Progress, Widened
 from streamer.scheduler import Scheduler, StepReport
+from streamer.serve import share_cores
 
 CONFIG = StreamConfig(left=150)
 
@@ -450,3 +452,23 @@ def test_one_worker_stays_free_of_final_passes() -> None:
     may_end.set()
     assert all(one.wait(60) for one in ended)
     scheduler.close()
+
+
+@pytest.mark.parametrize(("step_s", "workers"), [(0.01, 4), (0.29, 4), (0.31, 2), (0.7, 1), (9.0, 1)])
+def test_a_worker_has_one_core_unless_its_steps_would_take_too_long(
+    step_s: float, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, threads = [0.0], [0]
+
+    class SlowModel(PlantedModel):
+        def emit(self, windows: Sequence[Samples]) -> list[np.ndarray]:
+            now[0] += step_s
+            return super().emit(windows)
+
+    monkeypatch.setattr("streamer.serve.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("streamer.serve.torch.set_num_threads", lambda n: threads.append(n))
+    assert share_cores([Engine(PlantedModel()), Engine(SlowModel())], 4) == workers  # type: ignore[arg-type]
+    assert threads[1] == 1 and workers * threads[-1] <= 4
+    away = SlowModel()
+    away.model.device = torch.device("cuda")
+    assert share_cores([Engine(away)], 4) == 1  # type: ignore[arg-type]

@@ -65,7 +65,7 @@ class StreamConfig:
     # committed with their final alone, because the final pass still differs from the steps too often.
     commit_after: int = 1000
     steady: bool = False  # partials show only words whose frames are stable: later, and few of them change
-    refresh: int = 1000  # frames that a step computes again, besides the new ones (`core.tail`); as a rule, all
+    refresh: int = 1000  # frames that a step computes again, besides the new ones (`core.tail`); here all
     context: int = 100  # context of the final pass on either side, as far as audio is there
     backlog: int = 3000  # audio that may wait; what does not fit is a gap
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
@@ -106,9 +106,9 @@ class StreamConfig:
             ValueError: no such preset.
         """
         presets = {
-            "low": cls(left=100, hop=13, right=12),
-            "balanced": cls(left=100, hop=25, right=25),
-            "accurate": cls(left=125, hop=50, right=50),
+            "low": cls(left=200, hop=13, right=12, refresh=50),
+            "balanced": cls(left=200, hop=25, right=25, refresh=75),
+            "accurate": cls(left=200, hop=50, right=50, refresh=100),
         }
         if latency not in presets:
             raise ValueError(f"Expected a latency of {', '.join(LATENCIES)}. Found: {latency!r}")
@@ -177,7 +177,8 @@ class Stream:
         self.is_finished = False
         self.statistics = statistics
         self.slot: Slot | None = None  # where the last window is on the device
-        self.memory = Memory()  # of the last step's window
+        self.memory = Memory()  # of the last step that could end the segment
+        self.shown_memory = Memory()  # of the last step
         self.is_still = False  # nothing moved in the last window, and no model was run for it
 
     @property
@@ -252,6 +253,16 @@ class Stream:
         """First frame that is not stable after a step; short of `target` it can only show a partial."""
         return n_frames(step.end_sample) - self.config.right
 
+    def memory_for(self, step: Pass) -> Memory:
+        """What a step goes on from. Those that can end the segment hang on no step that may be left out."""
+        return replace(self.shown_memory if self.stable_after(step) < self.target else self.memory)
+
+    def remember(self, step: Pass, memory: Memory) -> None:
+        """Keeps what a step has computed."""
+        self.shown_memory = memory
+        if step.cut is None and self.stable_after(step) >= self.target:
+            self.memory = memory
+
     @property
     def context_start(self) -> int:
         """First sample of the running segment's final pass."""
@@ -315,7 +326,7 @@ class Engine:
             stream.is_still = value is not None
             if value is not None:
                 results[i] = self.still(value, n)
-                stream.memory = Memory()
+                stream.remember(task, Memory())
             elif (slot := self.slot(stream, task)) is not None:
                 statistics = self.statistics(stream, task)
                 moments = (0.0, 1.0) if statistics is None else statistics.moments
@@ -341,9 +352,12 @@ class Engine:
                 stream, task = work[i]
                 is_step = task.cut is None and stream.features is not None
                 if is_step and stream.config.refresh < stream.config.window:
-                    steps[i] = Step(heard.pop(i), task.start_sample // HOP, stream.memory, stream.config.refresh)
+                    memory = stream.memory_for(task)
+                    steps[i] = Step(heard.pop(i), task.start_sample // HOP, memory, stream.config.refresh)
             results |= zip(heard, self.model.emit_features(list(heard.values())), strict=True)
             results |= zip(steps, emit_steps(self.model, list(steps.values())), strict=True)
+            for i, step in steps.items():
+                work[i][0].remember(work[i][1], step.memory)
         for slots, windows in resident.items():
             results |= zip(windows, slots.emit(list(windows.values())), strict=True)
         return [results[i] for i in range(len(work))]

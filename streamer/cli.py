@@ -233,9 +233,8 @@ def serve(arguments: Sequence[str]) -> int:
     limits.add_argument(
         "--refresh-ms",
         type=int,
-        default=60_000,
         metavar="MS",
-        help="partials compute again only so much of what was heard before: more sessions, rougher partials",
+        help="of what was heard before is computed again by each step; less: more sessions, rougher partials",
     )
     limits.add_argument("--sessions-per-client", type=int, metavar="N", help="of one key or, without keys, one address")
     limits.add_argument(

@@ -346,12 +346,12 @@ def test_the_command(tmp_path: Path, tiny_model_dir: Path, capsys: pytest.Captur
         "--model",
         tiny_model_dir,
         "--presets",
-        "low,low-refresh",
+        "low,low-whole",
         "--json",
     ]
     assert main([str(argument) for argument in arguments]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert [of["system"] for of in result["systems"]] == ["low", "low-refresh"]
+    assert [of["system"] for of in result["systems"]] == ["low", "low-whole"]
     assert main([str(argument) for argument in arguments[:-1]]) == 0
     assert "Seconds from the end of a word" in capsys.readouterr().out
 
@@ -359,7 +359,7 @@ def test_the_command(tmp_path: Path, tiny_model_dir: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--presets", "low,fast"], "of low, balanced, accurate, or these with -steady or -refresh. Found: fast"),
+        (["--presets", "low,fast"], "of low, balanced, accurate, or these with -steady or -whole. Found: fast"),
         (["--presets", "low-steady-fast"], "Found: low-steady-fast"),
         (["--peers", "siri"], "expected peers of .* Found: siri"),
         (["--block-ms", "0"], "a block of at least 1 ms"),

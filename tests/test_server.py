@@ -618,7 +618,7 @@ def test_sigterm_drains_and_returns_zero(monkeypatch: pytest.MonkeyPatch, capsys
     args |= {"allow_public": False, "model": ["x"], "device": "cpu", "dtype": "auto", "threads": None}
     args |= {"lm": "none", "hotwords": None}
     args |= {"api_key_file": None, "allow_origin": [], "allow_host": [], "sessions_per_client": None}
-    args |= {"resume_seconds": 30.0, "no_load_limit": False, "wyoming_port": None, "refresh_ms": 60_000}
+    args |= {"resume_seconds": 30.0, "no_load_limit": False, "wyoming_port": None, "refresh_ms": None}
     assert module.run_server(Namespace(**args, latency="balanced")) == 0
     thread.join()
     (all_of_it,) = results

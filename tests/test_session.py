@@ -192,7 +192,7 @@ def test_a_session_sets_its_own_pauses_lengths_and_commits() -> None:
     start = parse_start({"endpoint_ms": 400, "silence_ms": "1000", "max_segment_ms": 4000, "commit_ms": 600}, Start())
     rules = start.config().endpoint
     assert (rules.after_speech, rules.before_speech, rules.max_length) == (20, 50, 200)
-    assert Start().config() == StreamConfig.preset("balanced", commit_after=3000, refresh=3000)
+    assert Start().config() == StreamConfig.preset("balanced", commit_after=3000)
     assert parse_start({"steady": "true"}, Start()).config().steady
 
     def committed_before_the_final(start: Start) -> int:

@@ -123,3 +123,26 @@ def test_finals_are_the_same(tokenizer: Wav2Vec2Tokenizer) -> None:
 
     whole = finals(1000)
     assert any(whole) and finals(40) == whole
+
+
+def test_steps_that_only_show_partials_leave_no_trace(tokenizer: Wav2Vec2Tokenizer) -> None:
+    """Frames that can end a segment hang on none of those, whichever were left out."""
+    model = make_model(tokenizer, 2, True, True)
+    samples = np.random.default_rng(6).standard_normal(16_000 * 8).astype(np.float32) * 0.1
+
+    def frames(chance: float) -> dict[int, np.ndarray]:
+        engine, random = Engine(model), np.random.default_rng(1)
+        stream = engine.new_stream(replace(StreamConfig.preset("low"), refresh=20))
+        stream.push(samples)
+        heard = {}
+        while stream.is_ready:
+            stream.shows_all = random.random() < chance
+            engine.step([stream])
+            heard[stream.frames.end_frame] = stream.frames.log_probs
+        return heard
+
+    every = frames(1)
+    assert len(every) > 5
+    for chance in (0, 0.5):
+        for end, rows in frames(chance).items():
+            np.testing.assert_allclose(rows, every[end], atol=1e-5)

@@ -36,7 +36,7 @@ from streamer.bench.task import Task, add_peers_argument, add_set_arguments, pee
 from streamer.recognizer import load_recognizer
 
 WARM_UP_S = 3
-VARIANTS: dict[str, dict[str, Any]] = {"steady": {"steady": True}, "refresh": {"refresh": 50}}
+VARIANTS: dict[str, dict[str, Any]] = {"steady": {"steady": True}, "whole": {"refresh": 1000}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def spoken(snapshot: Snapshot) -> Snapshot:
 
 
 def config_of(preset: str) -> StreamConfig:
-    """`balanced`, `balanced-steady`, `balanced-steady-refresh` …
+    """`balanced`, `balanced-steady`, `balanced-steady-whole` …
 
     Raises:
         ValueError: no such preset.
@@ -151,7 +151,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--presets",
         default=",".join(LATENCIES),
         metavar="NAME,…",
-        help="of ours; also with -steady, or -refresh (steps compute the last second anew); default: %(default)s",
+        help="of ours; also with -steady, or -whole (steps compute all of their windows); default: %(default)s",
     )
     parser.add_argument("--block-ms", type=int, default=20, metavar="MS", help="audio that arrives at once")
     parser.add_argument("--aligner", default="model", choices=ALIGNERS, help="which tells when words end")

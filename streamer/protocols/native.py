@@ -39,6 +39,11 @@ class ProtocolError(Exception):
         self.code = code
 
 
+def frames_of(ms: int) -> int:
+    """Whole frames in a time, one at least."""
+    return max(1, ms * SAMPLE_RATE // 1000 // HOP)
+
+
 @dataclass(frozen=True, slots=True)
 class Start:
     """What one session asks for; the defaults are the server's."""
@@ -53,7 +58,7 @@ class Start:
     silence_ms: int = 3000  # so much of it without a word is let go of
     max_segment_ms: int = 20_000  # a segment of this length is cut where it pauses longest
     commit_ms: int = COMMIT_MS[1]  # words are committed this long after their end, if not with their final before
-    refresh_ms: int = REFRESH_MS[1]  # of what was heard before is computed again by each step, at most
+    refresh_ms: int | None = None  # of what was heard before is computed again by each step; None: the latency's own
     steady: bool = False  # partials show a word only when it is known what follows it: later, but few change
     partials: bool = True  # whether partials are sent
     words: bool = True  # whether messages list words with times
@@ -66,14 +71,12 @@ class Start:
 
     def config(self) -> StreamConfig:
         """The engine's settings for this session."""
-        after, before, longest, commit, refresh = (
-            max(1, ms * SAMPLE_RATE // 1000 // HOP)
-            for ms in (self.endpoint_ms, self.silence_ms, self.max_segment_ms, self.commit_ms, self.refresh_ms)
+        after, before, longest, commit = (
+            frames_of(ms) for ms in (self.endpoint_ms, self.silence_ms, self.max_segment_ms, self.commit_ms)
         )
         rules = EndpointConfig(after_speech=after, before_speech=before, max_length=longest)
-        return StreamConfig.preset(
-            self.latency, endpoint=rules, commit_after=commit, refresh=refresh, steady=self.steady
-        )
+        config = StreamConfig.preset(self.latency, endpoint=rules, commit_after=commit, steady=self.steady)
+        return config if self.refresh_ms is None else replace(config, refresh=frames_of(self.refresh_ms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +150,11 @@ def parse_start(options: Mapping[str, object], defaults: Start, models: Sequence
         silence_ms=_integer(options, "silence_ms", defaults.silence_ms, *SILENCE_MS),
         max_segment_ms=_integer(options, "max_segment_ms", defaults.max_segment_ms, *SEGMENT_MS),
         commit_ms=_integer(options, "commit_ms", defaults.commit_ms, *COMMIT_MS),
-        refresh_ms=_integer(options, "refresh_ms", defaults.refresh_ms, *REFRESH_MS),
+        refresh_ms=(
+            defaults.refresh_ms
+            if options.get("refresh_ms") is None
+            else _integer(options, "refresh_ms", REFRESH_MS[1], *REFRESH_MS)
+        ),
         encoding=_choice(options, "encoding", defaults.encoding, tuple(ENCODINGS)),
         latency=_choice(options, "latency", defaults.latency, LATENCIES),
         model=_choice(options, "model", defaults.model, tuple(dict.fromkeys((defaults.model, *models)))),

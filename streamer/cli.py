@@ -253,8 +253,6 @@ def serve(arguments: Sequence[str]) -> int:
     args = parser.parse_args(arguments)
     args.model = args.model or ["streamer-en"]
     log_to_stderr(args.log_format, args.log_level)
-    # Before PyTorch is loaded: threads that spin while they wait take the other sessions' cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from streamer.serve import run_server
 
     return run_server(args)
@@ -319,8 +317,10 @@ def dispatch(arguments: list[str]) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
+    # All before PyTorch is loaded. Threads that spin while they wait take the cores of whatever else runs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(cache, KEPT_KERNELS)  # before PyTorch is loaded
+        os.environ.setdefault(cache, KEPT_KERNELS)
     if not logging.getLogger().handlers:
         log_to_stderr()
     try:

@@ -14,7 +14,7 @@ from core.audio import SAMPLE_RATE, Samples
 from core.engine import Engine, StreamConfig
 from core.ring_buffer import RingBuffer
 from core.silence import still_value
-from core.transcript import Event
+from core.transcript import Event, Transcript
 from streamer.job import Command
 from streamer.scheduler import Scheduler, StepReport
 
@@ -28,8 +28,11 @@ def test_a_window_is_still_if_no_sample_differs() -> None:
     assert still_value(samples, 0, 3001) is None and still_value(samples, 0, 3000) == 0.25
 
 
-def listen(engine: Engine, samples: Samples) -> list[Event]:
-    stream, events = engine.new_stream(), list[Event]()
+WHOLE = StreamConfig.preset("balanced", refresh=1000)  # else steps after silence have other frames to go on from
+
+
+def listen(engine: Engine, samples: Samples, config: StreamConfig | None = None) -> list[Event]:
+    stream, events = engine.new_stream(config), list[Event]()
     for start in range(0, len(samples), SAMPLE_RATE):
         stream.push(samples[start : start + SAMPLE_RATE])
         events += engine.drain(stream)
@@ -37,20 +40,26 @@ def listen(engine: Engine, samples: Samples) -> list[Event]:
     return events + engine.drain(stream)
 
 
+def finals(events: list[Event]) -> list[Event]:
+    return [event for event in events if isinstance(event, Transcript) and event.is_final]
+
+
 @pytest.mark.parametrize("gain_db", [0, -40])
 def test_speech_around_silence_reads_the_same(sample: Path, gain_db: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also very soft speech, and an offset that never moves."""
     speech, _ = soundfile.read(sample, dtype="float32")
     speech = speech[: 4 * SAMPLE_RATE] * np.float32(10 ** (gain_db / 20))
-    still = np.zeros(6 * SAMPLE_RATE, np.float32)
+    still = np.zeros(10 * SAMPLE_RATE, np.float32)
     samples = np.concatenate([speech, still, speech, still + 8 / 32768])
     model = AcousticModel.load("streamer-en", "cpu", "float32")
     engine = Engine(model)
-    found = listen(engine, samples)
-    assert engine.still.cache_info().hits > 5
+    found, stepped = listen(engine, samples, WHOLE), listen(engine, samples)
+    assert engine.still.cache_info().hits > 10
     monkeypatch.setattr("core.engine.still_value", lambda *_: None)
     plain = Engine(model)
-    assert listen(plain, samples) == found and plain.still.cache_info().misses == 0
+    assert listen(plain, samples, WHOLE) == found
+    assert finals(listen(plain, samples)) == finals(stepped) == finals(found) and len(finals(found)) == 2
+    assert plain.still.cache_info().misses == 0
 
 
 def test_streams_share_what_is_said_of_silence(tiny_model_dir: Path) -> None:
@@ -63,7 +72,7 @@ def test_streams_share_what_is_said_of_silence(tiny_model_dir: Path) -> None:
     for _ in range(3):
         listen(engine, np.zeros(10 * SAMPLE_RATE, np.float32))
     info = engine.still.cache_info()
-    assert info.misses == info.currsize < 10 < info.hits
+    assert info.misses == info.currsize < 12 < info.hits
     assert not engine.still(0.0, 4000).flags.writeable
 
 

@@ -1,22 +1,14 @@
-"""The streaming engine: which window to run next, and what to make of its frames.
+"""The streaming engine: runs the next windows of streams on the model, and makes words of their frames.
 
-A stream runs two kinds of windows, all starting on the hop grid. *Steps* of `left | hop | right` frames
-feed the stitcher: partials and endpoints come from them. When a segment ends (endpoint, flush or end of
-stream) its *final pass* runs the whole segment once more, with context on both sides, so that a final is
-what one offline pass would say. Every decision depends on sample positions alone, never on when or in
-which pieces the samples arrived.
-
-Not every step can end a segment: a pause must last first. Those between only show partials, and may be left out
-(`Stream.shows_all = False`) where time is short; the finals stay the same to the bit.
-
-The engine and the model hold no stream's state: it is all in `Stream`.
+Steps feed the stitcher: partials and endpoints come from them. A segment's final pass says what one offline pass would.
+The engine and the model hold no stream's state: it is all in `core.stream.Stream`.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -29,253 +21,27 @@ from core.audio import (
     RECEPTIVE_FIELD,
     SAMPLE_RATE,
     Samples,
-    check_samples,
     n_frames,
     n_samples_for,
-    to_seconds,
 )
 from core.decoder import Decode, GreedyDecoder, WordSpan
-from core.endpoint import Endpoint, EndpointConfig, find_endpoint, is_pause
+from core.endpoint import find_endpoint, is_pause
 from core.feature_cache import Window, read_features
 from core.features import normalize
 from core.ring_buffer import RingBuffer
 from core.silence import still_value
 from core.slots import Resident, Slot, Slots
 from core.statistics import Statistics
-from core.stitcher import MARGIN, Emission, Joint, LogProbs, StitchedFrames, empty, stitch_all
+from core.stitcher import Emission, Joint, LogProbs, StitchedFrames, stitch_all
+from core.stream import Pass, Stream, StreamConfig
 from core.tail import Memory, Step, emit_steps
-from core.transcript import Event, Gap, Transcript, Word, make_transcript
+from core.transcript import Event, Transcript, Word, make_transcript
 
-LATENCIES = ("low", "balanced", "accurate")
 LEAD, TRAIL = 1, 2  # frames by which a word is wider than its spikes; against an independent aligner
 STEADY_AGE = 18  # stable frames after a word, for it to be shown where partials are steady
 SETTLE = 250  # stable frames that are decoded again at each step, where what follows may change the words before
 MOST_SHAPES = 4  # of windows that slots are made for; streams with others have none
 MOST_STILL = 64  # windows without any change whose log-probabilities are kept
-
-
-@dataclass(frozen=True, slots=True)
-class StreamConfig:
-    """How a stream is cut into windows. All lengths in frames of 20 ms."""
-
-    left: int = 100  # context before the frames that become stable
-    hop: int = 25  # frames that become stable in one step
-    right: int = 25  # context after them
-    # A word is committed when it ended this long before the first unstable frame. Longer than any segment: words are
-    # committed with their final alone, because the final pass still differs from the steps too often.
-    commit_after: int = 1000
-    steady: bool = False  # partials show only words whose frames are stable: later, and few of them change
-    refresh: int = 1000  # frames that a step computes again, besides the new ones (`core.tail`); here all
-    context: int = 100  # context of the final pass on either side, as far as audio is there
-    backlog: int = 3000  # audio that may wait; what does not fit is a gap
-    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
-
-    def __post_init__(self) -> None:
-        for name, least in (("left", 0), ("hop", 1), ("right", 0), ("commit_after", 0), ("refresh", 0), ("context", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least} frames. Found: {getattr(self, name)}")
-        if self.backlog < self.window:
-            raise ValueError(
-                f"backlog must hold one window of {self.left} + {self.hop} + {self.right} frames. Found: {self.backlog}"
-            )
-
-    @property
-    def window(self) -> int:
-        """Frames of a whole window."""
-        return self.left + self.hop + self.right
-
-    @property
-    def algorithmic_latency_ms(self) -> int:
-        """Time from a sound to a stable frame, without computing: hop and right context."""
-        return (self.hop + self.right) * HOP * 1000 // SAMPLE_RATE
-
-    @property
-    def most_hops(self) -> int:
-        """Steps that may be left out in a row, and the one after them: no pause ends meanwhile, and enough left
-        context remains."""
-        needed = -(-(self.endpoint.after_speech - self.endpoint.slack) // self.hop)
-        return max(1, min(needed, 1 + (self.left - MARGIN) // self.hop))
-
-    @classmethod
-    def preset(
-        cls, latency: str, endpoint: EndpointConfig | None = None, steady: bool = False, **changes: int
-    ) -> StreamConfig:
-        """The settings behind `--latency`.
-
-        Raises:
-            ValueError: no such preset.
-        """
-        presets = {
-            "low": cls(left=200, hop=13, right=12, refresh=50),
-            "balanced": cls(left=200, hop=25, right=25, refresh=75),
-            "accurate": cls(left=200, hop=50, right=50, refresh=100),
-        }
-        if latency not in presets:
-            raise ValueError(f"Expected a latency of {', '.join(LATENCIES)}. Found: {latency!r}")
-        config = presets[latency]
-        return replace(config, endpoint=endpoint or config.endpoint, steady=steady, **changes)
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """One window to run: samples [start, end) of the stream."""
-
-    start_sample: int
-    end_sample: int
-    cut: int | None = None  # a final pass: the segment ends before this frame
-    is_barrier: bool = False  # a final pass that a flush asked for
-    is_pause: bool = False  # a final pass that ends the segment only if it finds the pause, too
-
-
-Told = tuple[list[WordSpan], list[Word], int]  # spans, the words of all but the last, and how many are committed
-
-
-def no_words(log_probs: LogProbs, start_frame: int) -> list[WordSpan]:
-    """The decoder of a stream that no engine has made."""
-    return []
-
-
-class Stream:
-    """All that one stream remembers. Push samples, step the engine, read its events."""
-
-    def __init__(
-        self,
-        config: StreamConfig,
-        n_vocab: int,
-        statistics: Statistics | None = None,
-        decode: Decode = no_words,
-        n_features: int = 0,
-        halo: int = 0,
-    ) -> None:
-        """A stream without history.
-
-        Args:
-            statistics: of what is heard, for models that normalise by them.
-            n_features: numbers a frame that are kept of what the model made of it before its encoder; 0 keeps none.
-            halo: frames of samples to keep before each window.
-        """
-        self.config = config
-        self.decode = decode
-        self.shows_partials = True  # False saves decoding them, where no word could be committed by one
-        segment = config.endpoint.max_length + config.window + config.context
-        self.buffer = RingBuffer(n_samples_for(segment + config.context + config.backlog + halo))
-        self.features = RingBuffer(segment + config.context, 32, n_features) if n_features else None
-        self.frames = empty(0, n_vocab)  # of the running segment, up to the last step that could end it
-        self.shown = self.frames  # the same, and the steps since that only show partials
-        self.shows_all = True  # False leaves those out
-        self.shows_newest = False  # True leaves out all of them but the last that there is audio for
-        self.target = config.hop  # first frame that is not stable after the next step that can end the segment
-        self.segment = 0
-        self.n_samples = 0  # accepted so far
-        self.barriers: deque[int] = deque()  # sample positions of flushes that wait
-        self.pending: Pass | None = None  # the final pass of a segment that has ended
-        self.committed: tuple[WordSpan, ...] = ()
-        self.settled: tuple[WordSpan, ...] = ()  # of the frames before `settled_frame`, which partials decode no more
-        self.settled_frame = 0
-        self.last_partial: tuple[str, int] = ("", 0)
-        self.told: Told = ([], [], 0)  # of settled words: need not be made again
-        self.is_finished = False
-        self.statistics = statistics
-        self.slot: Slot | None = None  # where the last window is on the device
-        self.memory = Memory()  # of the last step that could end the segment
-        self.shown_memory = Memory()  # of the last step
-        self.is_still = False  # nothing moved in the last window, and no model was run for it
-
-    @property
-    def n_processed(self) -> int:
-        """Samples whose frames are stable or final."""
-        return self.shown.stable_frame * HOP
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether a step would do something."""
-        return self.next_pass() is not None
-
-    def push(self, samples: Samples) -> list[Gap]:
-        """Accepts 16 kHz mono samples in [-1, 1], any number.
-
-        Returns:
-            A gap where more came than the backlog holds; the samples beyond are not accepted, so that
-            what was accepted stays whole.
-
-        Raises:
-            ValueError: samples are not (n,) or not finite, or the stream has been finished.
-        """
-        if self.is_finished:
-            raise ValueError("Expected samples before the end of the stream. Found: samples after finish()")
-        samples = check_samples(samples)
-        room = self.buffer.capacity - len(self.buffer)
-        taken = samples[:room]
-        self.buffer.append(taken)
-        self.n_samples += len(taken)
-        if len(taken) == len(samples):
-            return []
-        at = to_seconds(self.n_samples)
-        lost = to_seconds(len(samples) - len(taken))
-        return [Gap(at, round(at + lost, 3), "more audio than the backlog holds came before it could be processed")]
-
-    @property
-    def room(self) -> int:
-        """Samples that `push` would accept now."""
-        return self.buffer.capacity - len(self.buffer)
-
-    def flush(self) -> None:
-        """Makes every word so far final, by the next steps; the stream goes on."""
-        if not self.barriers or self.barriers[-1] != self.n_samples:
-            self.barriers.append(self.n_samples)
-
-    def finish(self) -> None:
-        """Ends the stream: the steps that are left make its tail final."""
-        if not self.is_finished:
-            self.flush()
-            self.is_finished = True
-
-    def next_pass(self) -> Pass | None:
-        """The window to run next; None where more samples are needed first."""
-        if self.pending is not None:
-            return self.pending
-        config = self.config
-        limit = self.barriers[0] if self.barriers else self.n_samples
-        stable = self.target
-        if self.shows_all:
-            ahead = (n_frames(limit) - config.right - self.shown.stable_frame) // config.hop
-            hops = max(1, ahead) if self.shows_newest else 1
-            stable = min(self.target, self.shown.stable_frame + hops * config.hop)
-        end = n_samples_for(stable + config.right)
-        if end <= limit:
-            return Pass(HOP * max(0, stable - config.hop - config.left), end)
-        if self.barriers:
-            cut = max(n_frames(limit), self.frames.start_frame)
-            return Pass(self.context_start, limit, cut, is_barrier=True)
-        return None
-
-    def stable_after(self, step: Pass) -> int:
-        """First frame that is not stable after a step; short of `target` it can only show a partial."""
-        return n_frames(step.end_sample) - self.config.right
-
-    def memory_for(self, step: Pass) -> Memory:
-        """What a step goes on from. Those that can end the segment hang on no step that may be left out."""
-        return replace(self.shown_memory if self.stable_after(step) < self.target else self.memory)
-
-    def remember(self, step: Pass, memory: Memory) -> None:
-        """Keeps what a step has computed."""
-        self.shown_memory = memory
-        if step.cut is None and self.stable_after(step) >= self.target:
-            self.memory = memory
-
-    @property
-    def context_start(self) -> int:
-        """First sample of the running segment's final pass."""
-        return HOP * max(0, self.frames.start_frame - self.config.context)
-
-    def final_pass(self, endpoint: Endpoint) -> Pass:
-        """The whole segment before an endpoint, with context on both sides.
-
-        It reads only what the steps have seen: its end never depends on what else has arrived.
-        """
-        cut = self.frames.start_frame + endpoint.cut
-        end = self.frames.end_frame if endpoint.is_pause else min(cut + self.config.context, self.frames.end_frame)
-        return Pass(self.context_start, n_samples_for(end), cut, is_pause=endpoint.is_pause)
 
 
 class Engine:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from core.audio import FRAMES_PER_SECOND, RECEPTIVE_FIELD, SAMPLE_RATE, Samples
-from core.engine import Engine, Pass, Stream, StreamConfig
+from core.engine import Engine
+from core.stream import Pass, Stream, StreamConfig
 from core.transcript import Event
 from streamer.hotwords import HotWords
 

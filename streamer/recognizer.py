@@ -18,7 +18,8 @@ from core.audio import SAMPLE_RATE, Samples, from_int16, to_seconds
 from core.beam import BeamDecoder, make_decoder, parse_hotwords
 from core.captions import result_object
 from core.decoder import Decode
-from core.engine import Engine, Stream, StreamConfig
+from core.engine import Engine
+from core.stream import Stream, StreamConfig
 from core.transcript import Event, Gap, Transcript
 
 BLOCK = SAMPLE_RATE  # samples handed to the engine at once, so that the backlog never overflows

@@ -25,8 +25,9 @@ import numpy as np
 
 from core.audio import FRAMES_PER_SECOND, SAMPLE_RATE
 from core.decoder import Decode
-from core.engine import LATENCIES, Engine, Pass, StreamConfig
+from core.engine import Engine
 from core.stitcher import LogProbs, StitchedFrames
+from core.stream import LATENCIES, Pass, StreamConfig
 from core.transcript import Event
 from streamer.job import (
     Command,

@@ -23,7 +23,8 @@ import uvicorn
 from starlette.applications import Starlette
 
 from core.audio import HOP
-from core.engine import Engine, StreamConfig
+from core.engine import Engine
+from core.stream import StreamConfig
 from streamer.auth import Access, is_loopback_name
 from streamer.http import http_protocol, websocket_protocol
 from streamer.hub import Hub, Limits

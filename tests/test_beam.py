@@ -13,7 +13,8 @@ from planted import ALPHABET, TOKENS, PlantedModel, plant
 
 from core.beam import FOLDER, BeamDecoder, LanguageModel, LanguageModelError, make_decoder, parse_hotwords
 from core.decoder import GreedyDecoder, decode_greedy
-from core.engine import Engine, StreamConfig
+from core.engine import Engine
+from core.stream import StreamConfig
 from core.training.ngram import count_grams, estimate, write_arpa
 
 TEXT = ["THE CAT SAT ON THE MAT", "THE DOG SAT", "A CAT AND A DOG", "WE SEE THE SEA", "THE SEA IS WIDE"] * 3

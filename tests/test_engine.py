@@ -12,7 +12,8 @@ from planted import PlantedModel, plant
 
 from core.audio import HOP, SAMPLE_RATE
 from core.endpoint import EndpointConfig
-from core.engine import Engine, Stream, StreamConfig
+from core.engine import Engine
+from core.stream import Stream, StreamConfig
 from core.transcript import Event, Gap, Transcript
 
 TEXT = "VERY VERY GOOD FIVE FIVE FIVE BOOKKEEPER SEES LLAMAS~~THE END OF ALL GOOD THINGS"

@@ -20,12 +20,13 @@ from core.acoustic import AcousticModel, ChannelNorm, fit
 from core.audio import HOP, SAMPLE_RATE, Samples, n_frames
 from core.checkpoint import load_config
 from core.configuration import Wav2Vec2Config
-from core.engine import Engine, Stream, StreamConfig
+from core.engine import Engine
 from core.feature_cache import Window, read_features
 from core.features import normalize
 from core.precision import is_fast, pack
 from core.ring_buffer import RingBuffer
 from core.statistics import channel_norm
+from core.stream import Stream, StreamConfig
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.training.student import VOCABULARY
 from core.transcript import Event

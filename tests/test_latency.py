@@ -14,8 +14,9 @@ import pytest
 import soundfile
 
 from core.audio import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, Samples, n_samples_for
-from core.engine import Engine, StreamConfig
+from core.engine import Engine
 from core.normalise import normalise
+from core.stream import StreamConfig
 from core.transcript import Gap
 from streamer.bench.latency import Setting, measure, spoken
 from streamer.bench.latency_report import Heard, delays, finalizations, first_words, report

@@ -8,7 +8,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.engine import StreamConfig
+from core.stream import StreamConfig
 from core.transcript import Event, Transcript
 from streamer import Recognizer
 

@@ -9,7 +9,8 @@ import torch
 from planted import PlantedModel, plant
 
 from core.audio import Samples
-from core.engine import Engine, Stream, StreamConfig
+from core.engine import Engine
+from core.stream import Stream, StreamConfig
 from core.transcript import Event, Transcript
 from streamer.job import Command, Deliver, Failed, Finished, Flushed, Job, OfChannel, Output, Progress, Widened
 from streamer.scheduler import Scheduler, StepReport

@@ -11,9 +11,10 @@ from planted import PlantedModel, plant
 
 from core.acoustic import AcousticModel
 from core.audio import SAMPLE_RATE, Samples
-from core.engine import Engine, StreamConfig
+from core.engine import Engine
 from core.ring_buffer import RingBuffer
 from core.silence import still_value
+from core.stream import StreamConfig
 from core.transcript import Event, Transcript
 from streamer.job import Command
 from streamer.scheduler import Scheduler, StepReport

@@ -19,8 +19,9 @@ from torch.utils._pytree import tree_leaves
 
 from core.acoustic import AcousticModel
 from core.audio import HOP, SAMPLE_RATE, Samples, n_samples_for
-from core.engine import Engine, Pass, Stream, StreamConfig
+from core.engine import Engine
 from core.slots import Resident, Slots
+from core.stream import Pass, Stream, StreamConfig
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.transcript import Event, Gap, Transcript
 from core.wav2vec2 import Wav2Vec2ForCTC

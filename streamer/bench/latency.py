@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from core.audio import SAMPLE_RATE, Samples
-from core.engine import LATENCIES, Engine, StreamConfig
+from core.engine import Engine
 from core.normalise import normalise
+from core.stream import LATENCIES, StreamConfig
 from core.training.manifest import Utterance
 from streamer.bench.latency_report import Heard, delays, report
 from streamer.bench.latency_table import table

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.audio import SAMPLE_RATE, Samples
-from core.engine import Engine, StreamConfig
+from core.engine import Engine
+from core.stream import StreamConfig
 from core.transcript import Event, Transcript, Word
 from streamer.bench.metrics import common_prefix
 

@@ -26,7 +26,8 @@ from core.audio import HOP, SAMPLE_RATE, Samples, n_samples_for
 from core.beam import make_decoder
 from core.checkpoint import resolve
 from core.configuration import Wav2Vec2Config
-from core.engine import LATENCIES, Engine, StreamConfig
+from core.engine import Engine
+from core.stream import LATENCIES, StreamConfig
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.wav2vec2 import Wav2Vec2ForCTC
 from streamer.bench.agreement import PRECISIONS, has

@@ -10,8 +10,9 @@ import numpy as np
 
 from core.audio import HOP, SAMPLE_RATE, Samples
 from core.decoder import Decode, GreedyDecoder, WordSpan
-from core.engine import Engine, Stream, StreamConfig
+from core.engine import Engine
 from core.stitcher import Ids, LogProbs
+from core.stream import Stream, StreamConfig
 from streamer.bench.metrics import percentiles
 
 LEAST_S = 12  # of audio; shorter recordings are repeated

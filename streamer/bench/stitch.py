@@ -16,10 +16,11 @@ from typing import Any
 
 from core.audio import HOP, SAMPLE_RATE, Samples
 from core.edit_distance import WordErrors
-from core.engine import LATENCIES, Engine, StreamConfig
+from core.engine import Engine
 from core.features import normalize
 from core.normalise import normalise
 from core.stitcher import Emission
+from core.stream import LATENCIES, StreamConfig
 from streamer.bench.metrics import edits
 from streamer.bench.plots import plot_stitch, require_matplotlib
 from streamer.bench.stitchers import METHODS, Method, Plan, Window, greedy_text, plan_windows

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from core.audio import HOP, SAMPLE_RATE
 from core.beam import HOTWORD_WEIGHT
-from core.engine import StreamConfig
+from core.stream import StreamConfig
 from core.transcript import Word
 from streamer import __version__
 from streamer.hotwords import HotWords, bounded

@@ -16,7 +16,7 @@ from core.audio import ENCODINGS, HOP, SAMPLE_RATE
 from core.beam import parse_hotwords
 from core.captions import event_object
 from core.endpoint import EndpointConfig
-from core.engine import LATENCIES, StreamConfig
+from core.stream import LATENCIES, StreamConfig
 from core.transcript import Event
 from streamer.hotwords import HotWords, bounded
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from core.configuration import CONFIG_NAME, Wav2Vec2Config
+from core.rounding import SUFFIX, from_int8, is_rounded, to_int8
 
 if TYPE_CHECKING:
     from core.wav2vec2 import PreTrainedModel
@@ -213,7 +214,7 @@ def load_config(directory: Path, name: str) -> Wav2Vec2Config:
 
 
 def read_weights(directory: Path, name: str) -> dict[str, Tensor]:
-    """All tensors of a checkpoint directory, on the CPU, under the keys they have on disk.
+    """All tensors of a checkpoint directory, on the CPU, under the keys they have on disk; rounded ones as floats.
 
     Raises:
         CheckpointError: no weights, a shard missing, or a file that is damaged or holds more than tensors.
@@ -229,7 +230,7 @@ def read_weights(directory: Path, name: str) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for part in shards(path, name) if path.suffix == ".json" else [path]:
         weights |= read_file(part, name)
-    return weights
+    return from_int8(weights)
 
 
 def shards(index: Path, name: str) -> list[Path]:
@@ -309,7 +310,8 @@ def save_model(model: PreTrainedModel, directory: str | Path, *, dtype: torch.dt
     """Writes `config.json` and `model.safetensors`, which transformers reads too.
 
     Args:
-        dtype: of the floats on disk, such as `torch.float16`; the model's own if None.
+        dtype: of the floats on disk, such as `torch.float16`; the model's own if None. With `torch.int8` the matrices
+            of the blocks are rounded (`core.rounding`), which other programs do not read, and the rest is float16.
 
     Raises:
         ValueError: a weight is not finite in that dtype; nothing is written.
@@ -317,10 +319,15 @@ def save_model(model: PreTrainedModel, directory: str | Path, *, dtype: torch.dt
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     weights = {}
+    is_int8 = dtype == torch.int8
+    dtype = torch.float16 if is_int8 else dtype
     for key, weight in model.state_dict().items():
         for old, new in WEIGHT_NORM_SPELLINGS.items():
             if key.endswith(new):
                 key = key.removesuffix(new) + old
+        if is_int8 and is_rounded(key, weight) and weight.isfinite().all():
+            weights[key], weights[key + SUFFIX] = to_int8(weight.detach().cpu())
+            continue
         saved = weight.detach().to("cpu", dtype if weight.is_floating_point() else None).contiguous()
         if not saved.isfinite().all():
             raise ValueError(f"{key} is not finite in {saved.dtype}")

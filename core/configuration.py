@@ -14,8 +14,8 @@ from typing import Any
 
 ACTIVATIONS = ("gelu", "relu", "silu", "gelu_new")
 CONV_ACTIVATIONS = (*ACTIVATIONS, "square", "log")
-EXTENSIONS = ("conv_padding", "conv_activation", "add_sinusoids")
-TUPLES = ("conv_dim", "conv_stride", "conv_kernel", "conv_padding", "conv_activation")
+EXTENSIONS = ("conv_padding", "conv_activation", "add_sinusoids", "branch")
+TUPLES = ("conv_dim", "conv_stride", "conv_kernel", "conv_padding", "conv_activation", "branch")
 CTC_REDUCTIONS = ("mean", "sum", "none")
 CONFIG_NAME = "config.json"
 
@@ -55,10 +55,13 @@ class Wav2Vec2Config:
     num_conv_pos_embedding_groups: int = 16
     do_stable_layer_norm: bool = False
     # Beyond the paper, each left out of the file where a model has none of it. Convolutions may be padded with zeros
-    # and have activations of their own, so that they can begin as a spectrum; Whisper's blocks need sinusoids.
+    # and have activations of their own, so that they can begin as a spectrum; Whisper's blocks need sinusoids. Blocks
+    # from the first number of `branch` up to the second only advise: a linear map of what they say is added to what
+    # the first of them was given.
     conv_padding: tuple[int, ...] = ()
     conv_activation: tuple[str, ...] = ()
     add_sinusoids: bool = False
+    branch: tuple[int, ...] = ()
     # SpecAugment-style masks on the projected features, while training.
     apply_spec_augment: bool = True
     mask_time_prob: float = 0.05
@@ -130,6 +133,12 @@ class Wav2Vec2Config:
             raise ValueError(f"conv_padding must not be negative. Found: {self.conv_padding}")
         if any(self.conv_padding) and self.feat_extract_norm == "group":
             raise ValueError("conv_padding needs a feat_extract_norm of layer or none. Found: group")
+        if self.branch and not (
+            len(self.branch) == 2 and 0 <= self.branch[0] < self.branch[1] < self.num_hidden_layers
+        ):
+            raise ValueError(
+                f"branch must be two numbers of blocks, the second below num_hidden_layers. Found: {self.branch}"
+            )
         if not 0 <= self.pad_token_id:
             raise ValueError(f"pad_token_id must not be negative. Found: {self.pad_token_id}")
 

@@ -303,6 +303,9 @@ def pack(model: Wav2Vec2ForCTC, dtype: torch.dtype) -> Wav2Vec2ForCTC:
         "feature_projection.projection": Product(projection.weight, projection.bias, rest, out=torch.float32),
         "encoder.pos_conv_embed": PackedPositions(network.encoder.pos_conv_embed, rest),
     }
+    if branch := network.encoder.branch:
+        weight, bias = branch.projection.weight, branch.projection.bias
+        replaced["encoder.branch.projection"] = Product(weight, bias, rest, out=torch.float32)
     for name, module in network.encoder.layers.named_modules(prefix="encoder.layers"):
         if isinstance(module, Attention):
             replaced[name] = PackedAttention(module, dtype)

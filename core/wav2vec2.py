@@ -264,6 +264,27 @@ class EncoderLayer(nn.Module):
         return self.finish(x, self.attention.attend(q, *present)[0]), present
 
 
+class Branch(nn.Module):
+    """Where some blocks leave the others and come back: a linear map of their normalised state is what they add.
+
+    Blocks that were trained for something else, and stay as they are, so inform others that were trained without them.
+    """
+
+    def __init__(self, config: Wav2Vec2Config) -> None:
+        super().__init__()
+        self.first, self.end = config.branch
+        self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps, elementwise_affine=False)
+        self.projection = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, index: int, hidden: Tensor, trunk: Tensor) -> tuple[Tensor, Tensor]:
+        """What block `index` is given after `hidden`, and the state that the branch left."""
+        if index == self.first:
+            trunk = hidden
+        elif index == self.end:
+            hidden = trunk + self.projection(self.layer_norm(hidden))
+        return hidden, trunk
+
+
 def sinusoids(positions: Tensor, hidden_size: int) -> Tensor:
     """(…, hidden) of (…,): sines, then cosines, of wavelengths from 2π to 20000π frames (Vaswani et al. 2017)."""
     half = hidden_size // 2
@@ -284,6 +305,7 @@ class Encoder(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.branch = Branch(config) if config.branch else None
 
     def forward(
         self,
@@ -293,18 +315,14 @@ class Encoder(nn.Module):
         want_states: bool = False,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
         """Returns the last state, all states and all attention weights (None where not wanted)."""
-        attention_mask = None
-        if frame_mask is not None:
-            hidden = hidden * frame_mask[:, :, None].to(hidden.dtype)
-            attention_mask = frame_mask[:, None, None, :]
-        hidden = hidden + self.pos_conv_embed(hidden)
-        if self.add_sinusoids:
-            positions = torch.arange(hidden.shape[1], device=hidden.device)
-            hidden = hidden + sinusoids(positions, hidden.shape[2]).to(hidden.dtype)
-        hidden = self.dropout(hidden if self.is_stable else self.layer_norm(hidden))
+        hidden = self.begin(hidden, frame_mask)
+        attention_mask = None if frame_mask is None else frame_mask[:, None, None, :]
         states, weights = [hidden], []
-        for layer in self.layers:
+        trunk = hidden
+        for i, layer in enumerate(self.layers):
             weight = None
+            if self.branch is not None:
+                hidden, trunk = self.branch(i, hidden, trunk)
             if not (self.training and self.layerdrop and torch.rand(()).item() < self.layerdrop):
                 hidden, weight = layer(hidden, attention_mask, want_weights)
             if want_states:  # else nothing may keep every layer's output alive
@@ -314,6 +332,17 @@ class Encoder(nn.Module):
         if self.is_stable:
             hidden = states[-1] = self.layer_norm(hidden)
         return hidden, tuple(states) if want_states else None, tuple(weights) if want_weights else None
+
+    def begin(self, hidden: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+        """What the first block is given."""
+        if frame_mask is not None:
+            hidden = hidden * frame_mask[:, :, None].to(hidden.dtype)
+        hidden = hidden + self.pos_conv_embed(hidden)
+        if self.add_sinusoids:
+            positions = torch.arange(hidden.shape[1], device=hidden.device)
+            hidden = hidden + sinusoids(positions, hidden.shape[2]).to(hidden.dtype)
+        begun: Tensor = self.dropout(hidden if self.is_stable else self.layer_norm(hidden))
+        return begun
 
     def resume(self, hidden: Tensor, n_lead: int, positions: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         """The last states of a sequence, of whose frames before the keys and values are known.
@@ -331,8 +360,11 @@ class Encoder(nn.Module):
             hidden = hidden + sinusoids(positions, hidden.shape[2]).to(hidden.dtype)
         hidden = hidden if self.is_stable else self.layer_norm(hidden)
         present = []
-        for layer, of_layer in zip(self.layers, past, strict=True):
+        trunk = hidden
+        for i, (layer, of_layer) in enumerate(zip(self.layers, past, strict=True)):
             assert isinstance(layer, EncoderLayer)
+            if self.branch is not None:
+                hidden, trunk = self.branch(i, hidden, trunk)
             hidden, known = layer.resume(hidden, of_layer)
             present.append(known)
         return self.layer_norm(hidden) if self.is_stable else hidden, torch.stack(present)
@@ -359,7 +391,7 @@ class PreTrainedModel(nn.Module):
                 nn.init.uniform_(module.projection.bias, -k, k)
             elif isinstance(module, ConvLayer):
                 nn.init.kaiming_normal_(module.conv.weight)
-            elif isinstance(module, (Attention, FeedForward)) or module is self:
+            elif isinstance(module, (Attention, FeedForward, Branch)) or module is self:
                 for child in module.children():
                     if isinstance(child, nn.Linear):
                         nn.init.normal_(child.weight, std=self.config.initializer_range)
@@ -526,6 +558,10 @@ class Wav2Vec2ForCTC(PreTrainedModel):
             n_frames = torch.full((B,), T, dtype=torch.long, device=logits.device)
         else:
             n_frames = self.wav2vec2.frame_mask(attention_mask).sum(1)
+        return self.ctc_loss_of(logits, labels, n_frames)
+
+    def ctc_loss_of(self, logits: Tensor, labels: Tensor, n_frames: Tensor) -> Tensor:
+        """As `forward` gives it, where the frames (batch,) that count are known."""
         is_label = labels >= 0
         log_probs = F.log_softmax(logits, -1, dtype=torch.float32).transpose(0, 1)  # (frame, batch, vocab)
         return F.ctc_loss(

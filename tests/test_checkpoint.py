@@ -104,6 +104,41 @@ def test_half_the_bytes_on_disk_are_floats_in_memory(model: Wav2Vec2ForCTC, tmp_
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float32"
 
 
+def test_rounded_weights_are_a_quarter_on_disk_and_floats_in_memory(model: Wav2Vec2ForCTC, tmp_path: Path) -> None:
+    save_model(model, tmp_path / "whole")
+    save_model(model, tmp_path / "rounded", dtype=torch.int8)
+    on_disk = load_file(tmp_path / "rounded" / "model.safetensors")
+    key = "wav2vec2.encoder.layers.0.feed_forward.output_dense.weight"
+    assert on_disk[key].dtype == torch.int8 and on_disk[key + "_scale"].shape == (len(on_disk[key]), 1)
+    assert on_disk["lm_head.weight"].dtype == torch.float16
+    loaded = Wav2Vec2ForCTC.from_pretrained(tmp_path / "rounded")
+    for name, weight in model.state_dict().items():
+        error = (loaded.state_dict()[name] - weight).abs().amax(-1)
+        limit = (
+            weight.abs().amax(-1) / 127 / 2
+            if ".layers." in name and weight.dim() == 2
+            else weight.abs().amax(-1) / 1000
+        )
+        assert (error <= limit * 1.001 + 1e-7).all(), name
+    save_model(loaded, tmp_path / "again", dtype=torch.int8)
+    for name, tensor in load_file(tmp_path / "again" / "model.safetensors").items():
+        torch.testing.assert_close(tensor, on_disk[name])
+
+
+@pytest.mark.parametrize("scale", [None, torch.ones(3, 3)])
+def test_integers_without_fitting_scales_are_named(model: Wav2Vec2ForCTC, tmp_path: Path, scale: Tensor | None) -> None:
+    save_model(model, tmp_path, dtype=torch.int8)
+    key = "wav2vec2.encoder.layers.0.feed_forward.output_dense.weight"
+
+    def spoil(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        rest = {name: weight for name, weight in weights.items() if name != key + "_scale"}
+        return rest if scale is None else {**rest, key + "_scale": scale}
+
+    rewrite(tmp_path, spoil)
+    with pytest.raises(CheckpointError, match=f"{key}.*int8, expected"):
+        Wav2Vec2ForCTC.from_pretrained(tmp_path)
+
+
 def test_weight_that_a_small_dtype_cannot_hold_is_refused(model: Wav2Vec2ForCTC, tmp_path: Path) -> None:
     with torch.no_grad():
         model.lm_head.bias[0] = 1e6

@@ -41,6 +41,7 @@ SHAPES = {
         conv_stride=(5, 4, 2),
         conv_activation=("square", "log", "gelu"),
     ),
+    "branch": replace(BASE, num_hidden_layers=3, do_stable_layer_norm=True, branch=(1, 2)),
     "odd": replace(BASE, hidden_act="relu", feat_extract_activation="silu", conv_bias=True, num_conv_pos_embeddings=15),
 }
 DTYPES = {torch.float32: 1e-5, torch.bfloat16: 0.03, torch.int8: 0.1}  # and the relative error that is allowed

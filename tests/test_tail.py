@@ -17,7 +17,9 @@ from core.tokenizer import Wav2Vec2Tokenizer
 from core.wav2vec2 import Wav2Vec2ForCTC
 
 
-def make_model(tmp_tokens: Wav2Vec2Tokenizer, layers: int, stable: bool, sinusoids: bool) -> AcousticModel:
+def make_model(
+    tmp_tokens: Wav2Vec2Tokenizer, layers: int, stable: bool, sinusoids: bool, branch: tuple[int, ...] = ()
+) -> AcousticModel:
     torch.manual_seed(3)
     config = Wav2Vec2Config(
         hidden_size=32,
@@ -31,6 +33,7 @@ def make_model(tmp_tokens: Wav2Vec2Tokenizer, layers: int, stable: bool, sinusoi
         num_conv_pos_embedding_groups=4,
         vocab_size=32,
         add_sinusoids=sinusoids,
+        branch=branch,
     )
     return AcousticModel(Wav2Vec2ForCTC(config), tmp_tokens)
 
@@ -48,8 +51,11 @@ def features(n: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("stable", [True, False])
 @pytest.mark.parametrize("sinusoids", [True, False])
-def test_without_memory_a_step_is_a_window(tokenizer: Wav2Vec2Tokenizer, stable: bool, sinusoids: bool) -> None:
-    model = make_model(tokenizer, 3, stable, sinusoids)
+@pytest.mark.parametrize("branch", [(), (1, 2), (0, 2)])
+def test_without_memory_a_step_is_a_window(
+    tokenizer: Wav2Vec2Tokenizer, stable: bool, sinusoids: bool, branch: tuple[int, ...]
+) -> None:
+    model = make_model(tokenizer, 3, stable, sinusoids, branch)
     window = features(60)
     (found,) = emit_steps(model, [Step(window, 40, Memory(), 10)])
     np.testing.assert_allclose(found, model.emit_features([window])[0], atol=1e-5)

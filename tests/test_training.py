@@ -13,6 +13,7 @@ import soundfile
 import torch
 
 from core.acoustic import AcousticModel
+from core.checkpoint import save_model
 from core.configuration import Wav2Vec2Config
 from core.pretraining import Wav2Vec2ForPreTraining
 from core.tokenizer import Wav2Vec2Tokenizer
@@ -30,7 +31,7 @@ from core.training.prepare import prepare
 from core.training.pretrain import METRICS, PretrainConfig, pretrain, start_from_data
 from core.training.pretrain import batch as make_batch
 from core.training.run import LOG_NAME, Run, RunConfig
-from core.training.student import make_student, make_tokenizer
+from core.training.student import add_branch, make_student, make_tokenizer
 from core.training.synthesize import SynthesisConfig, read_sentences, synthesize
 from core.training.voices import PROGRAMS, Engine, run_program
 from core.training.whisper import WhisperEncoder, load_teacher, mel_filters, read_ctranslate2
@@ -192,6 +193,35 @@ def test_a_student_hears_as_its_teacher_does(manifest: Path) -> None:
     assert before.first < 0.5 and after.first > 0.97 and after.last > 0.97
     for old, new in zip(blocks, student.wav2vec2.encoder.layers.parameters(), strict=True):
         assert torch.equal(old, new)
+
+
+def test_a_branch_changes_nothing_until_it_is_trained(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    teacher = WhisperEncoder(BLOCKS).eval().requires_grad_(False)
+    student = make_student(teacher, BLOCKS).eval()
+    wide = add_branch(student, teacher, 1).eval()
+    assert wide.config.branch == (1, 2) and wide.config.num_hidden_layers == 3
+    samples = 0.1 * torch.randn(2, 32_000)
+    with torch.no_grad():
+        torch.testing.assert_close(wide(samples).logits, student(samples).logits)
+        assert wide.wav2vec2.encoder.branch is not None
+        torch.nn.init.normal_(wide.wav2vec2.encoder.branch.projection.weight)
+        assert not torch.allclose(wide(samples).logits, student(samples).logits, atol=1e-3)
+    for model, first, found in ((wide, 1, "branch .1, 2."), (student, 2, "block 2"), (student, -1, "block -1")):
+        with pytest.raises(ValueError, match=found):
+            add_branch(model, teacher, first)
+    small = Wav2Vec2ForCTC(replace(student.config, intermediate_size=32))
+    with pytest.raises(ValueError, match="hidden size 64"):
+        add_branch(small, teacher, 1)
+    write_ctranslate2(tmp_path / "model.bin", teacher_variables(teacher))
+    save_model(student, tmp_path / "student")
+    make_tokenizer().save_pretrained(tmp_path / "student")
+    out = tmp_path / "wide"
+    command = ["branch", "--model", str(tmp_path / "student"), "--teacher", str(tmp_path / "model.bin")]
+    assert main([*command, "--first", "1", "--output", str(out)]) == 0
+    with torch.no_grad():
+        loaded = Wav2Vec2ForCTC.from_pretrained(out)
+        torch.testing.assert_close(loaded(samples).logits, student(samples).logits, atol=1e-2, rtol=1e-2)
 
 
 def test_weights_say_how_often_a_pass_hears_a_clip() -> None:

@@ -97,6 +97,12 @@ def make_parser() -> argparse.ArgumentParser:
     add_machine(command)
     add_noise(command)
 
+    command = commands.add_parser("branch", help="let a student's upper blocks hear all of its teacher's")
+    command.add_argument("--model", required=True, metavar="NAME|DIR", help="its first blocks are the teacher's own")
+    command.add_argument("--teacher", required=True, metavar="BIN", help="as of distil")
+    command.add_argument("--first", type=int, required=True, metavar="N", help="the block that is its own")
+    command.add_argument("--output", type=Path, required=True, metavar="DIR", help="the checkpoint")
+
     command = commands.add_parser("finetune", help="stage B, or adapting a model to your own speech")
     command.add_argument("--model", default="streamer-en", metavar="NAME|DIR")
     command.add_argument("--head-steps", type=int, default=0, metavar="N", help="first train the CTC head alone")
@@ -117,6 +123,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--freeze", type=int, metavar="N", help="keep the extractor and the first N blocks as they are"
+    )
+    command.add_argument(
+        "--dropout", type=float, metavar="P", help="in the blocks, while training; default: the model's"
+    )
+    command.add_argument(
+        "--states", type=Path, metavar="DIR", help="keep there what the frozen blocks make of the audio"
+    )
+    command.add_argument(
+        "--states-hours", type=float, default=10.0, metavar="H", help="heard again and again; default: %(default)s"
     )
     command.add_argument("--workers", type=int, default=1, metavar="N", help="threads that make batches ahead")
     command.add_argument(

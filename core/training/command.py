@@ -23,14 +23,15 @@ from core.training.augment import Augment
 from core.training.corpus import Clip, Corpus, Speech, hours, load_manifest
 from core.training.distil import distil
 from core.training.evaluate import evaluate, write_texts
-from core.training.finetune import Teaching, finetune, freeze
+from core.training.finetune import Teaching, finetune, freeze, set_dropout
 from core.training.language_model import build_language_model
 from core.training.manifest import read_set
 from core.training.plot import plot
 from core.training.prepare import Prepared, prepare
 from core.training.pretrain import SIZES, PretrainConfig, pretrain
 from core.training.run import RunConfig
-from core.training.student import make_student, make_tokenizer
+from core.training.states import StateCorpus
+from core.training.student import add_branch, make_student, make_tokenizer
 from core.training.synthesize import SynthesisConfig, read_sentences, synthesize
 from core.training.voices import find_programs, kokoro, piper
 from core.training.whisper import load_teacher
@@ -74,6 +75,11 @@ def save(model: PreTrainedModel, tokenizer: Wav2Vec2Tokenizer, output: Path) -> 
     save_model(model, output, dtype=torch.float16)
     tokenizer.save_pretrained(output)
     print(f"saved {output}")
+
+
+def copy_language_model(source: Path, output: Path) -> None:
+    if (source / FOLDER).is_dir() and source.resolve() != output.resolve():
+        shutil.copytree(source / FOLDER, output / FOLDER, dirs_exist_ok=True)
 
 
 def show(prepared: Prepared, manifest: Path) -> int:
@@ -137,6 +143,14 @@ def run_distil(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_branch(args: argparse.Namespace) -> int:
+    directory = resolve(args.model)
+    model = add_branch(load_model(Wav2Vec2ForCTC, directory), load_teacher(args.teacher)[0], args.first)
+    save(model, Wav2Vec2Tokenizer.from_pretrained(directory), args.output)
+    copy_language_model(directory, args.output)
+    return 0
+
+
 def run_finetune(args: argparse.Namespace) -> int:
     device = begin(args)
     directory = resolve(args.model)
@@ -155,6 +169,15 @@ def run_finetune(args: argparse.Namespace) -> int:
     if not 0 <= args.consistency <= 1:
         raise ValueError(f"--consistency must be from 0 to 1. Found: {args.consistency}")
     corpus = Corpus(load_clips(args.manifest), tokenizer, make_augment(args.noise), args.batch_s, args.seed)
+    if args.dropout is not None:
+        set_dropout(model, args.dropout)
+    batches: Corpus | StateCorpus = corpus
+    if args.states is not None:
+        if args.freeze is None or args.head_steps or args.teacher:
+            raise ValueError("--states needs --freeze, and goes with neither --head-steps nor --teacher")
+        n_kept = max(1, round(args.states_hours * 3600 / args.batch_s))
+        is_mixed = args.dtype == "bfloat16"
+        batches = StateCorpus(model, corpus, args.states, n_kept, args.freeze, args.consistency, is_mixed)
     word_error_rate = None
     if args.validate:
         acoustic, validation = AcousticModel(model, tokenizer), list(read_set(args.validate))
@@ -166,10 +189,9 @@ def run_finetune(args: argparse.Namespace) -> int:
         print(f"before: WER {100 * word_error_rate():.2f} %")
     teaching = Teaching(load_teacher(args.teacher)[0].to(device), args.teach_steps) if args.teacher else None
     run = replace(run_config(args), encoder_rate=args.encoder_rate)
-    finetune(model, corpus, run, args.head_steps, word_error_rate, teaching, args.workers, args.consistency)
+    finetune(model, batches, run, args.head_steps, word_error_rate, teaching, args.workers, args.consistency)
     save(model, tokenizer, args.output)
-    if (directory / FOLDER).is_dir() and directory.resolve() != args.output.resolve():
-        shutil.copytree(directory / FOLDER, args.output / FOLDER, dirs_exist_ok=True)
+    copy_language_model(directory, args.output)
     return 0
 
 
@@ -203,6 +225,7 @@ RUNS = {
     "synthesize": run_synthesize,
     "pretrain": run_pretrain,
     "distil": run_distil,
+    "branch": run_branch,
     "finetune": run_finetune,
     "evaluate": run_evaluate,
     "lm": run_lm,

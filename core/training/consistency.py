@@ -56,9 +56,14 @@ def window_divergence(model: Wav2Vec2ForCTC, hidden: Tensor, logits: Tensor, n_f
         return logits.new_zeros(())
     start, end = window
     states = model.wav2vec2.encoder(hidden[:, start:end], None, False, False)[0]
-    log_probs = model.lm_head(states).float().log_softmax(-1)
-    targets = logits[:, start:end].detach().float().log_softmax(-1)
-    divergence = (targets.exp() * (targets - log_probs)).sum(-1)
-    weight = weights(start, end, n_frames).to(divergence.device)
-    result: Tensor = SCALE * (divergence * weight).sum() / (weight.sum() * len(divergence))
+    return divergence(model.lm_head(states).float(), logits, start, n_frames)
+
+
+def divergence(of_window: Tensor, of_whole: Tensor, start: int, n_frames: int) -> Tensor:
+    """Of a window's logits (batch, frame, vocab), whose first frame is `start`, from the whole's."""
+    end = start + of_window.shape[1]
+    log_probs, targets = of_window.log_softmax(-1), of_whole[:, start:end].detach().float().log_softmax(-1)
+    by_frame = (targets.exp() * (targets - log_probs)).sum(-1)
+    weight = weights(start, end, n_frames).to(by_frame.device)
+    result: Tensor = SCALE * (by_frame * weight).sum() / (weight.sum() * len(by_frame))
     return result

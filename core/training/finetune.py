@@ -11,13 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.training.consistency import window_divergence
 from core.training.corpus import Batch, Corpus
 from core.training.run import Run, RunConfig
+from core.training.states import Heard, StateCorpus, states_loss
 from core.training.whisper import FRAME_SHIFT, WhisperEncoder
-from core.wav2vec2 import Wav2Vec2ForCTC
+from core.wav2vec2 import Attention, Wav2Vec2ForCTC
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,18 +73,25 @@ def freeze(model: Wav2Vec2ForCTC, n_blocks: int) -> None:
     """Keeps all before the encoder's blocks, and the first of those: half of the time, and less to forget."""
     network = model.wav2vec2
     encoder = network.encoder
-    for part in (
-        network.feature_extractor,
-        network.feature_projection,
-        encoder.pos_conv_embed,
-        *encoder.layers[:n_blocks],
-    ):
+    parts = [network.feature_extractor, network.feature_projection, encoder.pos_conv_embed, *encoder.layers[:n_blocks]]
+    if encoder.branch is not None and n_blocks > encoder.branch.end:
+        parts.append(encoder.branch)
+    for part in parts:
         part.requires_grad_(False)
+
+
+def set_dropout(model: Wav2Vec2ForCTC, p: float) -> None:
+    """In the blocks: of what they add to the states, of activations and of attention."""
+    for module in model.wav2vec2.encoder.layers.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = p
+        elif isinstance(module, Attention):
+            module.dropout = p
 
 
 def finetune(
     model: Wav2Vec2ForCTC,
-    corpus: Corpus,
+    corpus: Corpus | StateCorpus,
     config: RunConfig,
     head_steps: int = 0,
     word_error_rate: Callable[[], float] | None = None,
@@ -91,24 +99,31 @@ def finetune(
     n_workers: int = 1,
     consistency: float = 0.0,
 ) -> None:
-    """Trains `model` on the corpus.
+    """Trains `model` on the corpus, or on what its frozen half made of it.
 
     Args:
-        head_steps: so many first steps move the head alone.
+        head_steps: so many first steps move the head alone; not of states.
         word_error_rate: of the model on a set for validation, measured and logged with every checkpoint.
+        teaching: not of states.
         n_workers: threads that make batches ahead.
-        consistency: share of the steps that also hold a window's frames against the whole's.
+        consistency: share of the steps that also hold a window's frames against the whole's; states have their own.
     """
     run = Run(model, config, ["wer"])
     model.train()
-    for batch in corpus.batches(run.step_count, n_workers):
-        if run.is_done:
-            break
+
+    def loss_of(batch: Batch | Heard) -> Tensor:
+        if isinstance(batch, Heard):
+            assert isinstance(corpus, StateCorpus)
+            return states_loss(model, batch, corpus.n_blocks, config.is_mixed)
         is_head_only = run.step_count < head_steps
         teacher, weight = (teaching.teacher, teaching.weight(run.step_count)) if teaching else (None, 0.0)
         is_cut = consistency > 0 and not is_head_only and float(torch.rand(())) < consistency
-        loss = training_loss(model, batch, is_head_only, config.is_mixed, teacher, weight, is_cut)
-        run.step(loss, batch.seconds)
+        return training_loss(model, batch, is_head_only, config.is_mixed, teacher, weight, is_cut)
+
+    for batch in corpus.batches(run.step_count, n_workers):
+        if run.is_done:
+            break
+        run.step(loss_of(batch), batch.seconds)
         scores = {}
         if word_error_rate and run.is_due(config.save_every):
             scores["wer"] = word_error_rate()

@@ -82,3 +82,33 @@ def make_student(teacher: WhisperEncoder, blocks: Wav2Vec2Config) -> Wav2Vec2For
         positional.weight = positional.weight * 1e-3
         positional.bias.zero_()
     return model
+
+
+def add_branch(model: Wav2Vec2ForCTC, teacher: WhisperEncoder, first: int) -> Wav2Vec2ForCTC:
+    """`model`, whose blocks from `first` on are also told what the teacher's say; until it is trained, the same.
+
+    The blocks before `first` are meant to be the teacher's, as `make_student` and `--freeze` leave them.
+
+    Raises:
+        ValueError: the blocks are of other sizes, `first` is none of the teacher's, or there is a branch already.
+    """
+    config, n_teacher = model.config, len(teacher.layers)
+    if config.branch or not 0 <= first < min(n_teacher, config.num_hidden_layers):
+        raise ValueError(
+            f"Expected a model without a branch, and a block of both to leave from, below "
+            f"{min(n_teacher, config.num_hidden_layers)}. Found: branch {config.branch}, block {first}"
+        )
+    ours, theirs = model.wav2vec2.encoder.layers, teacher.layers
+    sizes = [{name: weight.shape for name, weight in blocks[0].state_dict().items()} for blocks in (ours, theirs)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"Expected a teacher with blocks of hidden size {config.hidden_size}. Found: others")
+    n_layers = n_teacher + config.num_hidden_layers - first
+    widened = Wav2Vec2ForCTC(replace(config, num_hidden_layers=n_layers, branch=(first, n_teacher)))
+    widened.load_state_dict(model.state_dict(), strict=False)
+    for i, layer in enumerate([*ours[:first], *theirs[first:], *ours[first:]]):
+        widened.wav2vec2.encoder.layers[i].load_state_dict(layer.state_dict())
+    branch = widened.wav2vec2.encoder.branch
+    assert branch is not None
+    nn.init.zeros_(branch.projection.weight)
+    nn.init.zeros_(branch.projection.bias)
+    return widened

@@ -24,6 +24,7 @@ from core.audio import (
     n_frames,
     n_samples_for,
 )
+from core.commitment import after, keep_committed, n_agreed
 from core.decoder import Decode, GreedyDecoder, WordSpan
 from core.endpoint import find_endpoint, is_pause
 from core.feature_cache import Window, read_features
@@ -176,7 +177,9 @@ class Engine:
         Args:
             frames: what `join` made of it, where that has been asked.
         """
-        if task.cut is not None:
+        if task.is_review:
+            events = self.review(stream, task, log_probs)
+        elif task.cut is not None:
             events = self.finalize(stream, task, log_probs)
         else:
             frames = frames or self.join([(stream, task)], [log_probs])[0]
@@ -226,7 +229,9 @@ class Engine:
         events: list[Event] = []
         if endpoint is None or endpoint.has_speech:
             events = self.partial(stream)
-        if endpoint is not None:
+        if endpoint is None:
+            stream.pending = stream.review_pass() if has_letter.any() else None
+        else:
             if endpoint.has_speech:
                 stream.pending = stream.final_pass(endpoint)
             else:
@@ -235,7 +240,7 @@ class Engine:
         return events
 
     def partial(self, stream: Stream) -> list[Event]:
-        if not stream.shows_partials and stream.config.commit_after >= stream.config.endpoint.max_length:
+        if not stream.shows_partials:
             return []
         frames = stream.shown
         if isinstance(stream.decode, GreedyDecoder):
@@ -249,19 +254,34 @@ class Engine:
             self.settle(stream)
             rows = frames.rows(stream.settled_frame - frames.start_frame)
             spans = [*stream.settled, *stream.decode(rows, stream.settled_frame)]
-        settled = frames.stable_frame - stream.config.commit_after
-        n = len(stream.committed)
         words = list(stream.committed) + after(spans, stream.committed)
-        if stream.config.steady:
-            words = [word for word in words if word.end_frame <= frames.stable_frame - STEADY_AGE]
-        while frames is stream.frames and n < len(words) - 1 and words[n].is_closed and words[n].end_frame <= settled:
-            n += 1
+        return self.tell(stream, words, frames.end_frame)
+
+    def review(self, stream: Stream, task: Pass, log_probs: LogProbs) -> list[Event]:
+        """Commits words of a pass over the segment so far on which the one before it agrees."""
+        assert task.cut is not None
+        stream.pending = None
+        first = stream.frames.start_frame
+        spans = stream.decode(Emission(log_probs, task.start_sample // HOP).since(first).log_probs, first)
+        words = keep_committed(spans, stream.committed)
+        n = n_agreed(words, stream.reviewed, len(stream.committed), task.cut - stream.config.commit_after)
+        stream.reviewed, stream.reviewed_frame = tuple(spans), stream.frames.stable_frame
+        if n == len(stream.committed):
+            return []
         stream.committed = tuple(words[:n])
+        return self.tell(stream, words, task.cut)
+
+    def tell(self, stream: Stream, words: list[WordSpan], end_frame: int) -> list[Event]:
+        """A partial, unless it is the last one again."""
+        n = len(stream.committed)
+        if stream.config.steady:
+            last = stream.shown.stable_frame - STEADY_AGE
+            words = words[:n] + [word for word in words[n:] if word.end_frame <= last]
         text = " ".join([word.text for word in words])
         if (text, n) == stream.last_partial:
             return []
         stream.last_partial = (text, n)
-        return [self.transcript(stream, words, n, frames.end_frame, is_final=False)]
+        return [self.transcript(stream, words, n, end_frame, is_final=False)]
 
     def transcript(
         self, stream: Stream, spans: list[WordSpan], n_committed: int, end_frame: int, is_final: bool
@@ -334,7 +354,8 @@ class Engine:
         n = frames.n_stable + config.hop + config.right
         stream.frames = stream.shown = frames.until(n)
         stream.target = stream.frames.stable_frame + config.hop
-        stream.committed = stream.settled = ()
+        stream.committed = stream.settled = stream.reviewed = ()
+        stream.reviewed_frame = frame
         stream.told = ([], [], 0)
         stream.settled_frame = frame
         stream.last_partial = ("", 0)
@@ -405,18 +426,3 @@ def hops_to_endpoint(has_letter: NDArray[np.bool_], n_stable: int, config: Strea
     longest = rules.max_length if is_spoken else rules.before_speech
     wait = min(rules.after_speech - rules.slack - run, longest - n_stable)
     return max(1, min(-(-wait // config.hop), config.most_hops))
-
-
-def after(spans: Sequence[WordSpan], committed: Sequence[WordSpan]) -> list[WordSpan]:
-    """The words of `spans` that begin after the last committed word."""
-    if not committed:
-        return list(spans)
-    return [span for span in spans if span.start_frame + span.end_frame >= 2 * committed[-1].end_frame]
-
-
-def keep_committed(spans: Sequence[WordSpan], committed: Sequence[WordSpan]) -> list[WordSpan]:
-    """The final pass's words; where they disagree with committed ones, those stay and the rest follows."""
-    n = len(committed)
-    if [span.text for span in spans[:n]] == [word.text for word in committed]:
-        return list(spans)
-    return list(committed) + after(spans, committed)

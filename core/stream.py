@@ -34,9 +34,10 @@ class StreamConfig:
     left: int = 100  # context before the frames that become stable
     hop: int = 25  # frames that become stable in one step
     right: int = 25  # context after them
-    # A word is committed when it ended this long before the first unstable frame. Longer than any segment: words are
-    # committed with their final alone, because the final pass still differs from the steps too often.
+    # A word is committed when reviews agree on it (`core.commitment`) and it ended this long before the end of what the
+    # newer one heard. Longer than any segment: words are committed with their final alone, and nothing is reviewed.
     commit_after: int = 1000
+    review: int = 100  # frames between two reviews, at least
     steady: bool = False  # partials show only words whose frames are stable: later, and few of them change
     refresh: int = 1000  # frames that a step computes again, besides the new ones (`core.tail`); here all
     context: int = 100  # context of the final pass on either side, as far as audio is there
@@ -44,7 +45,15 @@ class StreamConfig:
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
 
     def __post_init__(self) -> None:
-        for name, least in (("left", 0), ("hop", 1), ("right", 0), ("commit_after", 0), ("refresh", 0), ("context", 0)):
+        for name, least in (
+            ("left", 0),
+            ("hop", 1),
+            ("right", 0),
+            ("commit_after", 0),
+            ("review", 1),
+            ("refresh", 0),
+            ("context", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least} frames. Found: {getattr(self, name)}")
         if self.backlog < self.window:
@@ -98,6 +107,7 @@ class Pass:
     cut: int | None = None  # a final pass: the segment ends before this frame
     is_barrier: bool = False  # a final pass that a flush asked for
     is_pause: bool = False  # a final pass that ends the segment only if it finds the pause, too
+    is_review: bool = False  # as a final pass, but the segment goes on
 
 
 Told = tuple[list[WordSpan], list[Word], int]  # spans, the words of all but the last, and how many are committed
@@ -143,6 +153,8 @@ class Stream:
         self.barriers: deque[int] = deque()  # sample positions of flushes that wait
         self.pending: Pass | None = None  # the final pass of a segment that has ended
         self.committed: tuple[WordSpan, ...] = ()
+        self.reviewed: tuple[WordSpan, ...] = ()  # the words of the last review
+        self.reviewed_frame = 0  # first frame that was not stable then
         self.settled: tuple[WordSpan, ...] = ()  # of the frames before `settled_frame`, which partials decode no more
         self.settled_frame = 0
         self.last_partial: tuple[str, int] = ("", 0)
@@ -249,3 +261,13 @@ class Stream:
         cut = self.frames.start_frame + endpoint.cut
         end = self.frames.end_frame if endpoint.is_pause else min(cut + self.config.context, self.frames.end_frame)
         return Pass(self.context_start, n_samples_for(end), cut, is_pause=endpoint.is_pause)
+
+    def review_pass(self) -> Pass | None:
+        """The whole segment so far, if words may be committed before its end and enough has come since the last one."""
+        config, frames = self.config, self.frames
+        if (
+            config.commit_after >= config.endpoint.max_length
+            or frames.stable_frame < self.reviewed_frame + config.review
+        ):
+            return None
+        return Pass(self.context_start, n_samples_for(frames.end_frame), frames.end_frame, is_review=True)

@@ -199,7 +199,7 @@ def test_a_session_sets_its_own_pauses_lengths_and_commits() -> None:
     def committed_before_the_final(start: Start) -> int:
         engine = Engine(PlantedModel())  # type: ignore[arg-type]
         stream = engine.new_stream(start.config())
-        stream.push(plant("AAA~BBB~CCC~DDD~EEE~FFF~GGG~HHH~~~~~"))
+        stream.push(plant(" ".join(3 * letter for letter in 2 * "ABCDEFGHIJKLMNOPQRSTUVWXYZ") + "~~~~~"))
         events = engine.drain(stream)
         partials = [event for event in events if isinstance(event, Transcript) and not event.is_final]
         counts = [event.n_committed_words for event in partials if event.segment == 0]
@@ -207,7 +207,7 @@ def test_a_session_sets_its_own_pauses_lengths_and_commits() -> None:
         return counts[-1]
 
     assert committed_before_the_final(Start()) == 0
-    assert committed_before_the_final(replace(start, endpoint_ms=1000)) >= 2
+    assert committed_before_the_final(replace(start, endpoint_ms=1000, max_segment_ms=20000)) >= 2
 
 
 def test_acks_where_asked_for() -> None:

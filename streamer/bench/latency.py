@@ -37,7 +37,12 @@ from streamer.bench.task import Task, add_peers_argument, add_set_arguments, pee
 from streamer.recognizer import load_recognizer
 
 WARM_UP_S = 3
-VARIANTS: dict[str, dict[str, Any]] = {"steady": {"steady": True}, "whole": {"refresh": 1000}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "steady": {"steady": True},
+    "whole": {"refresh": 1000},
+    "commit1": {"commit_after": 50},
+    "commit2": {"commit_after": 100},
+}
 
 
 @dataclass(frozen=True, slots=True)

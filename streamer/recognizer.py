@@ -19,6 +19,7 @@ from core.beam import BeamDecoder, make_decoder, parse_hotwords
 from core.captions import result_object
 from core.decoder import Decode
 from core.engine import Engine
+from core.offline import transcribe_offline
 from core.stream import Stream, StreamConfig
 from core.transcript import Event, Gap, Transcript
 
@@ -194,7 +195,7 @@ class Recognizer:
         yield from stream.finish()
 
     def _offline(self, samples: Samples, latency: str) -> Result:
-        finals = self.engine.transcribe_offline(samples, StreamConfig.preset(latency))
+        finals = transcribe_offline(self.engine, samples, StreamConfig.preset(latency))
         return self._result(finals, [], to_seconds(len(samples)))
 
     def _result(self, finals: list[Transcript], gaps: list[Gap], duration_s: float) -> Result:

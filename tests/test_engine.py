@@ -13,6 +13,7 @@ from planted import PlantedModel, plant
 from core.audio import HOP, SAMPLE_RATE
 from core.endpoint import EndpointConfig
 from core.engine import Engine
+from core.offline import transcribe_offline
 from core.stream import Stream, StreamConfig
 from core.transcript import Event, Gap, Transcript
 
@@ -332,10 +333,10 @@ def test_impossible_settings_are_refused() -> None:
 def test_offline_says_the_same() -> None:
     engine = Engine(PlantedModel())
     samples = plant(TEXT)
-    offline = engine.transcribe_offline(samples)
+    offline = transcribe_offline(engine, samples)
     assert " ".join(segment.text for segment in offline) == WORDS
     long = np.concatenate([plant("OVER AND OVER ")[: HOP * 42]] * 60)
-    assert " ".join(s.text for s in engine.transcribe_offline(long)) == " ".join(["OVER AND OVER"] * 60)
+    assert " ".join(s.text for s in transcribe_offline(engine, long)) == " ".join(["OVER AND OVER"] * 60)
 
 
 @settings(deadline=None, max_examples=40)

@@ -23,6 +23,7 @@ from core.configuration import Wav2Vec2Config
 from core.engine import Engine
 from core.feature_cache import Window, read_features
 from core.features import normalize
+from core.offline import transcribe_offline
 from core.precision import is_fast, pack
 from core.ring_buffer import RingBuffer
 from core.statistics import channel_norm
@@ -200,7 +201,7 @@ def test_streams_of_padded_convolutions_end_as_one_pass_does(padded: AcousticMod
     engine, samples = Engine(padded), speech(25, 3)
     events = [listen(engine, engine.new_stream(), samples, packet) for packet in (317, 3200, 40_000)]
     finals = [[event.text for event in of if getattr(event, "is_final", False)] for of in events]
-    offline = [final.text for final in engine.transcribe_offline(samples)]
+    offline = [final.text for final in transcribe_offline(engine, samples)]
     assert finals[0] == finals[1] == finals[2] == offline and sum(map(len, offline)) > 20
 
 

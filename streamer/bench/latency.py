@@ -24,6 +24,7 @@ import numpy as np
 from core.audio import SAMPLE_RATE, Samples
 from core.engine import Engine
 from core.normalise import normalise
+from core.offline import transcribe_offline
 from core.stream import LATENCIES, StreamConfig
 from core.training.manifest import Utterance
 from streamer.bench.latency_report import Heard, delays, report
@@ -111,7 +112,7 @@ def listen_own(engine: Engine, latency: str, task: Task, setting: Setting) -> li
     config = config_of(latency)
 
     def offline(samples: Samples) -> str:
-        return " ".join(final.text for final in engine.transcribe_offline(samples, config))
+        return " ".join(final.text for final in transcribe_offline(engine, samples, config))
 
     return listen(lambda: OwnListener(engine, config), offline, task, setting, latency)
 

@@ -33,6 +33,7 @@ from clients.microphone import MicrophoneError
 from core.audio import SAMPLE_RATE, Samples, decode_pcm
 from core.engine import Engine
 from core.normalise import normalise
+from core.offline import emit_long
 from core.transcript import Event, Gap
 from streamer.bench.latency import spoken
 from streamer.bench.latency_report import Heard, delays
@@ -94,7 +95,7 @@ class Probe:
     ) -> None:
         self._process.terminate()
         self._thread.join()
-        self._process.wait()
+        self._process.communicate()  # waits, and closes its pipe
 
 
 def find(samples: Samples, heard: Samples) -> int:
@@ -144,7 +145,7 @@ def reference(engine: Engine, path: str, samples: Samples) -> Reference:
     Raises:
         ValueError: nothing.
     """
-    log_probs = engine.emit_long(samples, engine.new_stream())
+    log_probs = emit_long(engine, samples, engine.new_stream())
     text = normalise(" ".join(word.text for word in engine.decode(log_probs, 0)))
     if not text:
         raise ValueError(f"{path}: expected speech. Found no word")

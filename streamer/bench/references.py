@@ -14,6 +14,7 @@ from core.aligner import align_words
 from core.audio import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, Samples, encode_pcm16
 from core.engine import Engine
 from core.normalise import normalise
+from core.offline import emit_long
 from core.stitcher import LogProbs
 from streamer.bench.listeners import decoded_words
 from streamer.bench.systems import open_pocketsphinx
@@ -43,7 +44,7 @@ def references(engine: Engine, task: Task, aligner: str = "model") -> list[Refer
     found = []
     for manifest in task.manifests:
         for utterance in task.utterances(manifest, "alignment"):
-            log_probs = engine.emit_long(utterance.samples, engine.new_stream())
+            log_probs = emit_long(engine, utterance.samples, engine.new_stream())
             words = normalise(utterance.transcript).split()
             times = align(utterance.samples, log_probs, words)
             found.append(

@@ -19,6 +19,7 @@ from core.edit_distance import WordErrors
 from core.engine import Engine
 from core.features import normalize
 from core.normalise import normalise
+from core.offline import emit_long
 from core.stitcher import Emission
 from core.stream import LATENCIES, StreamConfig
 from streamer.bench.metrics import edits
@@ -55,7 +56,7 @@ def run_windows(engine: Engine, samples: Samples, plan: Plan) -> list[Window]:
 
 def offline_text(engine: Engine, samples: Samples) -> str:
     """The greedy text of one pass over the whole recording."""
-    return greedy_text(engine.emit_long(samples, engine.new_stream()), engine.alphabet)
+    return greedy_text(emit_long(engine, samples, engine.new_stream()), engine.alphabet)
 
 
 def compare(text: str, whole: str, transcript: str) -> Comparison:

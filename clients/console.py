@@ -13,6 +13,7 @@ import select
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -30,11 +31,12 @@ ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|O?.|$)", re.S)  # ECMA-48's cont
 
 
 class Keys:
-    """Single key presses, where standard input is a terminal; none elsewhere."""
+    """Single key presses, where standard input is a terminal; none elsewhere. Ctrl-Z gives the terminal back whole."""
 
-    def __init__(self) -> None:
+    def __init__(self, show_cursor: Callable[[bool], object] = lambda _: None) -> None:
         self._saved: Any = None
-        self._on_return: Any = None
+        self._before: dict[signal.Signals, Any] = {}
+        self._show_cursor = show_cursor
 
     def __enter__(self) -> Self:
         if os.name == "posix" and sys.stdin is not None and sys.stdin.isatty():
@@ -42,22 +44,36 @@ class Keys:
 
             self._saved = termios.tcgetattr(sys.stdin)
             self._take()
-            if threading.current_thread() is threading.main_thread():  # after Ctrl-Z and `fg`, too
-                self._on_return = signal.signal(signal.SIGCONT, lambda *_: self._take())
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in ((signal.SIGCONT, self._take), (signal.SIGTSTP, self._stop)):
+                    self._before[number] = signal.signal(number, handler)
         return self
 
-    def _take(self) -> None:
+    def _take(self, *_: object) -> None:
         import tty
 
         tty.setcbreak(sys.stdin)
 
+    def _stop(self, *_: object) -> None:
+        self._give_back()
+        self._show_cursor(True)
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTSTP)
+        # Here after `fg`.
+        signal.signal(signal.SIGTSTP, self._stop)
+        self._take()
+        self._show_cursor(False)
+
+    def _give_back(self) -> None:
+        import termios
+
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._saved)
+
     def __exit__(self, *_: object) -> None:
         if self._saved is not None:
-            import termios
-
-            if self._on_return is not None:
-                signal.signal(signal.SIGCONT, self._on_return)
-            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._saved)
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+            self._give_back()
 
     @property
     def are_there(self) -> bool:
@@ -122,7 +138,7 @@ class LiveCaptions:
         self._has_all_signs = self.console.encoding.startswith("utf")
         if not self._has_all_signs and isinstance(self.console.file, io.TextIOWrapper):
             self.console.file.reconfigure(errors="replace")
-        self._keys = Keys()
+        self._keys = Keys(self.console.show_cursor if self._is_live else lambda _: None)
         self._takes_keys = takes_keys
         self._partial: Transcript | None = None
         self._status: Status | None = None

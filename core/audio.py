@@ -28,6 +28,11 @@ def n_samples_for(frames: int) -> int:
     return (frames - 1) * HOP + RECEPTIVE_FIELD if frames > 0 else 0
 
 
+def frames_in(ms: int) -> int:
+    """Whole frames in a time, one at least."""
+    return max(1, ms * SAMPLE_RATE // 1000 // HOP)
+
+
 def to_seconds(n_samples: int) -> float:
     """Seconds, rounded to the millisecond: for what leaves, never for arithmetic."""
     return round(n_samples / SAMPLE_RATE, 3)

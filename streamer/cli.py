@@ -17,6 +17,7 @@ from streamer.log import FORMATS, LEVELS, log_to_stderr
 
 # Final passes are of any length, and PyTorch keeps what it prepared for each, up to a gigabyte. 64 are as fast.
 KEPT_KERNELS = "64"
+MOST_MS = 60_000
 
 HELP = """\
 streamer: speech recognition while the words are spoken
@@ -70,6 +71,12 @@ def add_model_options(parser: argparse.ArgumentParser, several: bool = False, ha
         )
 
 
+def milliseconds(text: str) -> int:
+    if not text.isdecimal() or int(text) > MOST_MS:
+        raise argparse.ArgumentTypeError(f"expected milliseconds from 0 to {MOST_MS}. Found: {text}")
+    return int(text)
+
+
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     kinds = ["text", "json", "jsonl", "srt", "vtt"]
@@ -77,6 +84,12 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--output", metavar="PATH", help="write there; a directory gets a file for each recording")
     group.add_argument("--partials", action="store_true", help="show words before their segment has ended")
     group.add_argument("--steady", action="store_true", help="show words later, when few of them still change")
+    group.add_argument(
+        "--commit-ms",
+        type=milliseconds,
+        metavar="MS",
+        help="words are for good this long after their end, if two looks agree, and not with their segment alone",
+    )
 
 
 def add_input_options(parser: argparse.ArgumentParser) -> None:
@@ -270,7 +283,6 @@ def connect(arguments: Sequence[str]) -> int:
     session.add_argument("--latency", default="balanced", choices=["low", "balanced", "accurate"])
     session.add_argument("--model", metavar="NAME", help="of those that the server has loaded")
     session.add_argument("--endpoint-ms", type=int, metavar="MS", help="a pause of this length ends a segment")
-    session.add_argument("--commit-ms", type=int, metavar="MS", help="a word is settled this long after its end")
     session.add_argument("--hotwords", metavar="FILE", help="`word` or `word:weight` a line")
     session.add_argument("--split", action="store_true", help="transcribe both channels of a file, each by itself")
     args = parser.parse_intermixed_args(arguments)  # the file may come after options

@@ -7,12 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from clients.file import AudioError, Source, open_audio
-from core.audio import SAMPLE_RATE, Samples
+from core.audio import SAMPLE_RATE, Samples, frames_in
 from core.stream import StreamConfig
 from streamer.output import Writer, opened_output
 from streamer.recognizer import Recognizer, RecognizerStream, load_recognizer
@@ -94,7 +94,8 @@ def transcribe_source(
 
 
 def config_of(args: argparse.Namespace) -> StreamConfig:
-    return StreamConfig.preset(args.latency, steady=args.steady)
+    config = StreamConfig.preset(args.latency, steady=args.steady)
+    return config if args.commit_ms is None else replace(config, commit_after=frames_in(args.commit_ms))
 
 
 def check_length(source: Source, length: float) -> None:

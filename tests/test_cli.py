@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -49,6 +50,25 @@ def test_jsonl_ends_with_an_end(capsys: pytest.CaptureFixture[str], audio: Path,
     lines = [json.loads(line) for line in out.splitlines()]
     assert {line["type"] for line in lines} == {"partial", "final", "end"}
     assert lines[-1] == {"type": "end", "audio_s": 1.5}
+
+
+def test_words_are_committed_before_their_segment_ends(
+    capsys: pytest.CaptureFixture[str], sample: Path, tmp_path: Path
+) -> None:
+    samples, rate = soundfile.read(sample)
+    soundfile.write(tmp_path / "twice.wav", np.concatenate([samples, samples]), rate)
+    common = (tmp_path / "twice.wav", "--lm", "none", "--format", "jsonl", "--partials")
+    runs = [run(capsys, *common, *options)[1] for options in ((), ("--commit-ms", "500"))]
+    late, early = ([json.loads(line) for line in out.splitlines()] for out in runs)
+    assert {line["n_committed_words"] for line in late if line["type"] == "partial"} == {0}
+    committed: list[list[str]] = [
+        line["text"].split()[: line["n_committed_words"]] for line in early if line["type"] != "end"
+    ]
+    assert 0 < len(committed[-2]) < len(committed[-1])
+    assert all(after[: len(before)] == before for before, after in itertools.pairwise(committed))
+    for ms in ("-1", "60001", "soon"):
+        code, _, err = run(capsys, sample, f"--commit-ms={ms}")
+        assert code == 2 and f"from 0 to 60000. Found: {ms}" in err
 
 
 def test_the_good_files_are_transcribed(capsys: pytest.CaptureFixture[str], audio: Path, tiny_model_dir: Path) -> None:

@@ -252,8 +252,11 @@ def test_keys_are_read_after_a_stop(open_terminal: Callable[..., Terminal]) -> N
     terminal.press(f'"{sys.executable}" -c "$SCREEN"\n')
     terminal.wait(lambda: "d device" in terminal.text())
     terminal.press("\x1a")
+    assert terminal.screen.cursor.hidden
     terminal.wait(lambda: "Stopped" in terminal.text())
+    assert not terminal.screen.cursor.hidden
     terminal.press("fg\n")
+    terminal.wait(lambda: terminal.screen.cursor.hidden)
     terminal.wait(lambda: terminal.text().count("balanced 0.8 s") > 1)
     terminal.press("s")
     terminal.wait(lambda: "saved a.txt" in terminal.text())

@@ -360,7 +360,10 @@ def test_the_command(tmp_path: Path, tiny_model_dir: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--presets", "low,fast"], "of low, balanced, accurate, or these with -steady or -whole. Found: fast"),
+        (
+            ["--presets", "low,fast"],
+            "of low, balanced, accurate, or these with -steady or -whole or -commit1 or -commit2. Found: fast",
+        ),
         (["--presets", "low-steady-fast"], "Found: low-steady-fast"),
         (["--peers", "siri"], "expected peers of .* Found: siri"),
         (["--block-ms", "0"], "a block of at least 1 ms"),

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
-from core.audio import ENCODINGS, HOP, SAMPLE_RATE
+from core.audio import ENCODINGS, SAMPLE_RATE, frames_in
 from core.beam import parse_hotwords
 from core.captions import event_object
 from core.endpoint import EndpointConfig
@@ -37,11 +37,6 @@ class ProtocolError(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
-
-
-def frames_of(ms: int) -> int:
-    """Whole frames in a time, one at least."""
-    return max(1, ms * SAMPLE_RATE // 1000 // HOP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +67,11 @@ class Start:
     def config(self) -> StreamConfig:
         """The engine's settings for this session."""
         after, before, longest, commit = (
-            frames_of(ms) for ms in (self.endpoint_ms, self.silence_ms, self.max_segment_ms, self.commit_ms)
+            frames_in(ms) for ms in (self.endpoint_ms, self.silence_ms, self.max_segment_ms, self.commit_ms)
         )
         rules = EndpointConfig(after_speech=after, before_speech=before, max_length=longest)
         config = StreamConfig.preset(self.latency, endpoint=rules, commit_after=commit, steady=self.steady)
-        return config if self.refresh_ms is None else replace(config, refresh=frames_of(self.refresh_ms))
+        return config if self.refresh_ms is None else replace(config, refresh=frames_in(self.refresh_ms))
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,26 +68,27 @@ def run(steps: Sequence[Step], n_known: int, n: int, model: AcousticModel) -> li
     config, device = model.config, model.model.device
     n_lead = min(n_known, config.num_conv_pos_embeddings // 2)
     hidden = torch.from_numpy(np.stack([step.features[n_known - n_lead :] for step in steps])).to(device)
-    kept, starts = [], []
+    pasts: list[Tensor | None] = []
+    starts = []
     for step in steps:
         memory, first = step.memory, step.start_frame - step.memory.first_frame
         if n_known == 0:
             memory.origin = step.start_frame
-            heads = config.num_attention_heads
-            shape = (config.num_hidden_layers, 2, heads, 0, config.hidden_size // heads)
-            kept.append(torch.zeros(shape, device=device))
+            pasts.append(None)
         else:
             assert memory.past is not None
-            kept.append(memory.past[:, :, :, first : first + n_known])
+            pasts.append(memory.past[:, :, :, first : first + n_known])
         starts.append(step.start_frame + n_known - memory.origin)
     positions = torch.tensor(starts)[:, None] + torch.arange(n - n_known)
-    rows, present = model.model.resume(hidden, n_lead, positions.to(device), torch.stack(kept, 2))
+    rows, present = model.model.resume(hidden, n_lead, positions.to(device), pasts)
     results = []
     for i, (step, new) in enumerate(zip(steps, rows.float().cpu().numpy(), strict=True)):
         memory, first = step.memory, step.start_frame - step.memory.first_frame
         if n_known:
             assert memory.log_probs is not None
             new = np.concatenate([memory.log_probs[first : first + n_known], new])
-        memory.first_frame, memory.past, memory.log_probs = step.start_frame, present[:, :, i].clone(), new
+        # One of many is copied, or it would keep the others' alive.
+        past = present[:, :, i].clone() if len(steps) > 1 else present[:, :, i]
+        memory.first_frame, memory.past, memory.log_probs = step.start_frame, past, new
         results.append(new)
     return results

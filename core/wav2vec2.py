@@ -9,7 +9,7 @@ Left out: adapters (`add_adapter`) and the conformer variants.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -250,18 +250,9 @@ class EncoderLayer(nn.Module):
             x = self.final_layer_norm(x + self.feed_forward(x))
         return x
 
-    def resume(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """As `forward`, for the last frames of a sequence.
-
-        Args:
-            past: (2, batch, head, frame, D / n_heads) keys and values of the frames before.
-
-        Returns:
-            The frames' states, and the keys and values of all.
-        """
-        q, *new = self.attention.project(self.layer_norm(x) if self.is_stable else x)
-        present = torch.cat([past.to(q.dtype), torch.stack(new)], 3)
-        return self.finish(x, self.attention.attend(q, *present)[0]), present
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, as in `Attention.project`, of (batch, frame, D)."""
+        return self.attention.project(self.layer_norm(x) if self.is_stable else x)
 
 
 class Branch(nn.Module):
@@ -344,30 +335,41 @@ class Encoder(nn.Module):
         begun: Tensor = self.dropout(hidden if self.is_stable else self.layer_norm(hidden))
         return begun
 
-    def resume(self, hidden: Tensor, n_lead: int, positions: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """The last states of a sequence, of whose frames before the keys and values are known.
+    def resume(
+        self, hidden: Tensor, n_lead: int, positions: Tensor, pasts: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
+        """The last states of sequences, of whose frames before the keys and values are known.
 
         Args:
             hidden: (batch, n_lead + frame, hidden), the first `n_lead` for the positional convolution alone.
             positions: (batch, frame) in the sequence, for sinusoids.
-            past: (layer, 2, batch, head, past frame, hidden / head) keys and values; those of `n_lead` among them.
+            pasts: of each sequence, (layer, 2, head, past frame, hidden / head) keys and values, those of `n_lead`
+                among them; or None of all.
 
         Returns:
-            (batch, frame, hidden), and keys and values of past and new frames.
+            (batch, frame, hidden), and keys and values (layer, 2, batch, head, past and new frame, hidden / head).
         """
         hidden = (hidden + self.pos_conv_embed(hidden))[:, n_lead:]
         if self.add_sinusoids:
             hidden = hidden + sinusoids(positions, hidden.shape[2]).to(hidden.dtype)
-        hidden = hidden if self.is_stable else self.layer_norm(hidden)
-        present = []
-        trunk = hidden
-        for i, (layer, of_layer) in enumerate(zip(self.layers, past, strict=True)):
+        trunk = hidden = hidden if self.is_stable else self.layer_norm(hidden)
+        n_past = 0 if pasts[0] is None else pasts[0].shape[3]
+        present = hidden.new_empty(0)
+        for i, layer in enumerate(self.layers):
             assert isinstance(layer, EncoderLayer)
             if self.branch is not None:
                 hidden, trunk = self.branch(i, hidden, trunk)
-            hidden, known = layer.resume(hidden, of_layer)
-            present.append(known)
-        return self.layer_norm(hidden) if self.is_stable else hidden, torch.stack(present)
+            q, k, v = layer.project(hidden)
+            if i == 0:
+                B, heads, T, d = k.shape
+                present = k.new_empty(len(self.layers), 2, B, heads, n_past + T, d)
+                for row, past in enumerate(pasts):
+                    if past is not None:
+                        present[:, :, row, :, :n_past] = past
+            keys, values = present[i]
+            keys[:, :, n_past:], values[:, :, n_past:] = k, v
+            hidden = layer.finish(hidden, layer.attention.attend(q, keys, values)[0])
+        return self.layer_norm(hidden) if self.is_stable else hidden, present
 
 
 class PreTrainedModel(nn.Module):
@@ -586,9 +588,11 @@ class Wav2Vec2ForCTC(PreTrainedModel):
         return self.wav2vec2.embed(input_values.to(self.dtype), norms)[0]
 
     @torch.inference_mode()
-    def resume(self, hidden: Tensor, n_lead: int, positions: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """As `log_probs_of`, for the last frames of a sequence; see `Encoder.resume`."""
-        hidden, present = self.wav2vec2.encoder.resume(hidden.to(self.dtype), n_lead, positions, past)
+    def resume(
+        self, hidden: Tensor, n_lead: int, positions: Tensor, pasts: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
+        """As `log_probs_of`, for the last frames of sequences; see `Encoder.resume`."""
+        hidden, present = self.wav2vec2.encoder.resume(hidden.to(self.dtype), n_lead, positions, pasts)
         return F.log_softmax(self.lm_head(hidden), -1, dtype=torch.float32), present
 
     @torch.inference_mode()

@@ -123,7 +123,7 @@ def test_a_resumed_run_is_the_run_it_would_have_been(tmp_path: Path) -> None:
             set_dropout(model, 0.1)
             freeze(model, 3)
             states = StateCorpus(model, corpus(), tmp_path / f"{name}-states", 6, 3, consistency=0.5)
-            config = RunConfig(tmp_path / name, 9, 1e-3, save_every=2)
+            config = RunConfig(tmp_path / name, 9, 1e-3, save_every=2, average=0.9)
             if stop < 9:
                 with pytest.raises(KeyboardInterrupt):
                     finetune(model, stopping(states, stop), config)
@@ -160,8 +160,8 @@ def test_the_command_trains_on_states(tiny_model_dir: Path, sample: Path, tmp_pa
     manifest = tmp_path / "set.tsv"
     manifest.write_text(f"path\tduration_s\tspeaker\ttranscript\n{sample}\t12\tx\tIT IS READ\n")
     common = ["finetune", "--model", str(tiny_model_dir), "--manifest", str(manifest), "--batch-s", "4"]
-    states = ["--states", str(tmp_path / "states"), "--states-hours", "0.003", "--dropout", "0.1"]
-    out = ["--output", str(tmp_path / "out"), "--steps", "5"]
+    states = ["--states", str(tmp_path / "states"), "--states-hours", "0.003", "--dropout", "0.1", "--average", "0.9"]
+    out = ["--output", str(tmp_path / "out"), "--steps", "5", "--int8"]
     assert main([*common, *states, *out, "--freeze", "1"]) == 0
     assert len(list((tmp_path / "states").glob("*.pt"))) == 3
     with pytest.raises(ValueError, match="--states needs --freeze"):

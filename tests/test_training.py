@@ -367,6 +367,22 @@ def test_a_checkpoint_of_another_model_or_log_is_refused(manifest: Path, tiny_mo
         Run(tiny(tiny_model_dir), config, ["perplexity"])
 
 
+def test_the_mean_of_the_weights_is_the_result(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 1)
+    run = Run(model, RunConfig(tmp_path, 30, 1e-2, warmup=1, average=0.9))
+    mean = model.weight.detach().clone()
+    for step in range(1, 31):
+        run.step(model(torch.ones(2)).square().sum(), 1)
+        kept = min(0.9, step / (step + 20))
+        mean = kept * mean + (1 - kept) * model.weight.detach()
+    last = model.weight.detach().clone()
+    run.save()
+    run.finish()
+    assert torch.allclose(model.weight, mean) and not torch.allclose(model.weight, last)
+    later = Run(torch.nn.Linear(2, 1), RunConfig(tmp_path, 30, 1e-2, warmup=1, average=0.9))
+    assert torch.allclose(later.averages["weight"], mean)
+
+
 def test_batches_without_a_finite_gradient_change_nothing(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 1)
     before = model.weight.clone()

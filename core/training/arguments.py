@@ -133,6 +133,10 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--states-hours", type=float, default=10.0, metavar="H", help="heard again and again; default: %(default)s"
     )
+    command.add_argument(
+        "--average", type=float, default=0.0, metavar="SHARE", help="0.998: take the weights' mean over some 500 steps"
+    )
+    command.add_argument("--int8", action="store_true", help="round the blocks' weights on disk")
     command.add_argument("--workers", type=int, default=1, metavar="N", help="threads that make batches ahead")
     command.add_argument(
         "--manifest",

@@ -71,8 +71,10 @@ def begin(args: argparse.Namespace) -> torch.device:
     return choose_device(args.device)
 
 
-def save(model: PreTrainedModel, tokenizer: Wav2Vec2Tokenizer, output: Path) -> None:
-    save_model(model, output, dtype=torch.float16)
+def save(
+    model: PreTrainedModel, tokenizer: Wav2Vec2Tokenizer, output: Path, dtype: torch.dtype = torch.float16
+) -> None:
+    save_model(model, output, dtype=dtype)
     tokenizer.save_pretrained(output)
     print(f"saved {output}")
 
@@ -188,9 +190,11 @@ def run_finetune(args: argparse.Namespace) -> int:
 
         print(f"before: WER {100 * word_error_rate():.2f} %")
     teaching = Teaching(load_teacher(args.teacher)[0].to(device), args.teach_steps) if args.teacher else None
-    run = replace(run_config(args), encoder_rate=args.encoder_rate)
+    if not 0 <= args.average < 1:
+        raise ValueError(f"--average must be from 0 to below 1. Found: {args.average}")
+    run = replace(run_config(args), encoder_rate=args.encoder_rate, average=args.average)
     finetune(model, batches, run, args.head_steps, word_error_rate, teaching, args.workers, args.consistency)
-    save(model, tokenizer, args.output)
+    save(model, tokenizer, args.output, torch.int8 if args.int8 else torch.float16)
     copy_language_model(directory, args.output)
     return 0
 

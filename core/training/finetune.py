@@ -129,4 +129,5 @@ def finetune(
             scores["wer"] = word_error_rate()
             model.train()
         run.report(**scores)
+    run.finish()
     model.eval()

@@ -31,7 +31,9 @@ class RunConfig:
     learning_rate: float
     warmup: int = 50  # steps
     encoder_rate: float = 0.7  # the blocks' share of the learning rate: they come trained
+    branch_rate: float = 5.0  # of the map that a branch ends in, which begins at nothing
     quantizer_rate: float = 1.0  # of the projection that chooses codes
+    average: float = 0.0  # share of the weights' running mean that a step leaves; the mean is the result; 0: none
     clip: float = 2.0  # norm that gradients are cut to
     log_every: int = 25
     save_every: int = 200
@@ -60,7 +62,8 @@ class Run:
     def __init__(self, model: nn.Module, config: RunConfig, extra: Sequence[str] = ()) -> None:
         self.model = model
         self.config = config
-        shares = {"encoder.layers.": config.encoder_rate, "quantizer.weight_proj.": config.quantizer_rate, "": 1.0}
+        shares = {"encoder.layers.": config.encoder_rate, "encoder.branch.": config.branch_rate}
+        shares |= {"quantizer.weight_proj.": config.quantizer_rate, "": 1.0}
         groups: dict[str, list[nn.Parameter]] = {part: [] for part in shares}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -71,6 +74,10 @@ class Run:
             betas=(0.9, 0.98),
             weight_decay=0.01,
         )
+        self.averages: dict[str, torch.Tensor] = {}
+        if config.average > 0:
+            trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            self.averages = {name: p.detach().clone() for name, p in trained.items()}
         self.columns = (*COLUMNS, *extra)
         self.step_count = 0
         self.seconds_seen = 0.0
@@ -98,6 +105,8 @@ class Run:
             raise ValueError(f"{path} is of a run of another model: give another output folder") from e
         self.step_count, self.seconds_seen = state["step"], state["seconds"]
         self.elapsed_s, self.means = state["elapsed_s"], state["means"]
+        known = state.get("averages", {})
+        self.averages = {name: known.get(name, state["model"][name].clone()) for name in self.averages}
 
     def trim_log(self) -> None:
         """Drops the lines of steps that were lost with their weights."""
@@ -123,6 +132,7 @@ class Run:
             "seconds": self.seconds_seen,
             "elapsed_s": self.elapsed_s,
             "means": self.means,
+            "averages": self.averages,
         }
         path = self.config.output / STATE_NAME
         torch.save(state, path.with_suffix(".part"))
@@ -160,10 +170,23 @@ class Run:
         if self.n_failures == MAX_FAILURES:
             raise ValueError(f"Expected finite gradients. Found: none in {MAX_FAILURES} steps; lower the learning rate")
         self.step_count += 1
+        self.average()
         self.seconds_seen += seconds
         now = time.monotonic()
         self.elapsed_s, self.at = self.elapsed_s + now - self.at, now
         torch.manual_seed(config.seed + self.step_count)
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Takes the weights into their running mean, which at first follows them closely."""
+        kept = min(self.config.average, self.step_count / (self.step_count + 20))
+        for name, parameter in self.model.named_parameters():
+            if name in self.averages:
+                self.averages[name].lerp_(parameter, 1 - kept)
+
+    def finish(self) -> None:
+        """Gives the model the mean of its weights, where one was taken."""
+        self.model.load_state_dict(self.averages, strict=False)
 
     def report(self, **scores: float) -> None:
         """Logs and saves where that is due; `scores` go into the log as they are."""

@@ -114,7 +114,6 @@ def align_words(log_probs: LogProbs, start_frame: int, text: str, alphabet: Alph
             start_frame + int(starts[first]),
             start_frame + int(ends[last - 1]),
             min(1.0, round(float(np.exp(best[first:last].mean())), 4)),
-            is_closed=True,
         )
         for word, (first, last) in zip(words, bounds, strict=True)
     ]

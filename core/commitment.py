@@ -1,8 +1,9 @@
 """Words that are told before their segment ends, and never taken back.
 
-A word is committed when two passes over the whole segment so far (*reviews*), one after the other, make the same of it
-and all before it, and the newer one ends long enough after it: local agreement (Liu et al. 2020, section 3.2) of passes
-that hear all that is there, where steps hear a window. The final pass keeps what has been committed.
+A word is committed when successive passes over the whole segment so far (*reviews*) make the same of it and of all
+before it, and the newest ends long enough after it: local agreement (Liu et al. 2020, section 3.2) of passes that hear
+all that is there, where steps hear a window. Two are enough for a word that sounds sure. The final pass keeps what has
+been committed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from core.decoder import WordSpan
+
+SURE = 0.7  # confidence; it foretells which words the final has otherwise
+SURE_AFTER, UNSURE_AFTER = 2, 4  # reviews that must agree
+MOVES = 3  # frames
 
 
 def after(spans: Sequence[WordSpan], committed: Sequence[WordSpan]) -> list[WordSpan]:
@@ -27,21 +32,26 @@ def keep_committed(spans: Sequence[WordSpan], committed: Sequence[WordSpan]) -> 
     return list(committed) + after(spans, committed)
 
 
-def n_agreed(words: Sequence[WordSpan], before: Sequence[WordSpan], n_committed: int, last_frame: int) -> int:
+def n_agreed(
+    words: Sequence[WordSpan], reviews: Sequence[Sequence[WordSpan]], n_committed: int, last_frame: int
+) -> int:
     """How many of a review's words to commit.
 
     Args:
         words: of the review, the committed ones first.
-        before: of the review before it, without regard to what has been committed since.
+        reviews: the words of those before it, the newest first.
         n_committed: already.
         last_frame: in which a word must have ended, for enough to have been heard after it.
     """
     n = n_committed
-    starts = {(word.text, word.start_frame) for word in before}
     while n < len(words) - 1 and words[n].end_frame <= last_frame:
-        word = words[n]
-        # A spike may move by a frame or two from pass to pass.
-        if not any((word.text, word.start_frame + shift) in starts for shift in range(-3, 4)):
+        needed = SURE_AFTER if words[n].confidence >= SURE else UNSURE_AFTER
+        if len(reviews) < needed - 1 or not all(has(words[n], of) for of in reviews[: needed - 1]):
             break
         n += 1
     return n
+
+
+def has(word: WordSpan, words: Sequence[WordSpan]) -> bool:
+    """Whether the word is among others; a spike may move by a frame or two from pass to pass."""
+    return any(word.text == other.text and abs(word.start_frame - other.start_frame) <= MOVES for other in words)

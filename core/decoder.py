@@ -51,7 +51,6 @@ class WordSpan:
     start_frame: int
     end_frame: int
     confidence: float  # geometric mean of its letters' probabilities, in [0, 1]
-    is_closed: bool  # a delimiter has followed, so no letter can be added
 
 
 class Decode(Protocol):
@@ -92,10 +91,10 @@ def decode_greedy(log_probs: LogProbs, start_frame: int, alphabet: Alphabet, ids
     start = end = 0  # rows of the word so far
     last, token = -2, -1  # row before, and its token
 
-    def close(is_closed: bool) -> None:
+    def close() -> None:
         if letters:
             confidence = min(1.0, round(math.exp(sum(scores) / len(letters)), 4))
-            words.append(WordSpan("".join(letters), start_frame + start, start_frame + end, confidence, is_closed))
+            words.append(WordSpan("".join(letters), start_frame + start, start_frame + end, confidence))
             letters.clear()
             scores.clear()
 
@@ -104,18 +103,18 @@ def decode_greedy(log_probs: LogProbs, start_frame: int, alphabet: Alphabet, ids
         letter = names[new]
         if letter is None:
             if new == delimiter:
-                close(True)
+                close()
             continue
         if is_repeat:
             if score > scores[-1]:
                 scores[-1] = score
         else:
             if row - end >= MAX_LETTER_GAP:
-                close(True)
+                close()
             if not letters:
                 start = row
             letters.append(letter)
             scores.append(score)
         end = row + 1
-    close(False)
+    close()
     return words

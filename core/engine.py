@@ -23,7 +23,7 @@ from core.audio import (
     n_frames,
     n_samples_for,
 )
-from core.commitment import after, keep_committed, n_agreed
+from core.commitment import UNSURE_AFTER, after, keep_committed, n_agreed
 from core.decoder import Decode, GreedyDecoder, WordSpan
 from core.endpoint import find_endpoint, is_pause
 from core.feature_cache import Window, read_features
@@ -257,14 +257,15 @@ class Engine:
         return self.tell(stream, words, frames.end_frame)
 
     def review(self, stream: Stream, task: Pass, log_probs: LogProbs) -> list[Event]:
-        """Commits words of a pass over the segment so far on which the one before it agrees."""
+        """Commits words of a pass over the segment so far on which those before it agree."""
         assert task.cut is not None
         stream.pending = None
         first = stream.frames.start_frame
         spans = stream.decode(Emission(log_probs, task.start_sample // HOP).since(first).log_probs, first)
         words = keep_committed(spans, stream.committed)
-        n = n_agreed(words, stream.reviewed, len(stream.committed), task.cut - stream.config.commit_after)
-        stream.reviewed, stream.reviewed_frame = tuple(spans), stream.frames.stable_frame
+        n = n_agreed(words, stream.reviews, len(stream.committed), task.cut - stream.config.commit_after)
+        stream.reviews = (tuple(spans), *stream.reviews[: UNSURE_AFTER - 2])
+        stream.reviewed_frame = stream.frames.stable_frame
         if n == len(stream.committed):
             return []
         stream.committed = tuple(words[:n])
@@ -353,7 +354,8 @@ class Engine:
         n = frames.n_stable + config.hop + config.right
         stream.frames = stream.shown = frames.until(n)
         stream.target = stream.frames.stable_frame + config.hop
-        stream.committed = stream.settled = stream.reviewed = ()
+        stream.committed = stream.settled = ()
+        stream.reviews = ()
         stream.reviewed_frame = frame
         stream.told = ([], [], 0)
         stream.settled_frame = frame

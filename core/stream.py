@@ -24,6 +24,7 @@ from core.stitcher import MARGIN, LogProbs, empty
 from core.tail import Memory
 from core.transcript import Gap, Word
 
+OFTENEST = 50  # frames between two reviews
 LATENCIES = ("low", "balanced", "accurate")
 
 
@@ -37,7 +38,6 @@ class StreamConfig:
     # A word is committed when reviews agree on it (`core.commitment`) and it ended this long before the end of what the
     # newer one heard. Longer than any segment: words are committed with their final alone, and nothing is reviewed.
     commit_after: int = 1000
-    review: int = 100  # frames between two reviews, at least
     steady: bool = False  # partials show only words whose frames are stable: later, and few of them change
     refresh: int = 1000  # frames that a step computes again, besides the new ones (`core.tail`); here all
     context: int = 100  # context of the final pass on either side, as far as audio is there
@@ -65,6 +65,11 @@ class StreamConfig:
     def window(self) -> int:
         """Frames of a whole window."""
         return self.left + self.hop + self.right
+
+    @property
+    def review(self) -> int:
+        """Frames between two reviews, at least."""
+        return max(OFTENEST, self.commit_after)
 
     @property
     def algorithmic_latency_ms(self) -> int:
@@ -153,7 +158,7 @@ class Stream:
         self.barriers: deque[int] = deque()  # sample positions of flushes that wait
         self.pending: Pass | None = None  # the final pass of a segment that has ended
         self.committed: tuple[WordSpan, ...] = ()
-        self.reviewed: tuple[WordSpan, ...] = ()  # the words of the last review
+        self.reviews: tuple[tuple[WordSpan, ...], ...] = ()  # the words of the last ones, the newest first
         self.reviewed_frame = 0  # first frame that was not stable then
         self.settled: tuple[WordSpan, ...] = ()  # of the frames before `settled_frame`, which partials decode no more
         self.settled_frame = 0

@@ -28,8 +28,8 @@ def test_all_short_paths_collapse_as_defined(n: int) -> None:
 def test_frames_confidence_and_closing() -> None:
     log_probs = rows("_AA_A|__B", sure=0.9)
     first, second = decode_greedy(log_probs, 100, ALPHABET)
-    assert (first.text, first.start_frame, first.end_frame, first.is_closed) == ("AA", 101, 105, True)
-    assert (second.text, second.start_frame, second.end_frame, second.is_closed) == ("B", 108, 109, False)
+    assert (first.text, first.start_frame, first.end_frame) == ("AA", 101, 105)
+    assert (second.text, second.start_frame, second.end_frame) == ("B", 108, 109)
     assert first.confidence == pytest.approx(0.9, abs=1e-3)
 
 

@@ -79,7 +79,6 @@ def test_cutting_changes_nothing_and_committed_words_stand(data: st.DataObject, 
         hop=data.draw(st.integers(1, 40)),
         right=data.draw(st.integers(0, 40)),
         commit_after=data.draw(st.integers(0, 20)),
-        review=data.draw(st.integers(1, 60)),
         steady=data.draw(st.booleans()),
         endpoint=EndpointConfig(
             after_speech=data.draw(st.integers(10, 60)), max_length=data.draw(st.integers(120, 400))
@@ -231,7 +230,6 @@ def test_what_many_windows_say_at_once_each_says_alone(data: st.DataObject, edge
             hop=data.draw(st.integers(5, 30)),
             right=data.draw(st.integers(0, 30)),
             commit_after=data.draw(st.sampled_from([0, 20, 1000])),
-            review=data.draw(st.integers(1, 60)),
             steady=data.draw(st.booleans()),
         )
         for _ in range(4)
@@ -349,7 +347,6 @@ def test_steps_left_out_change_no_final(data: st.DataObject, edge: int, jitter: 
         hop=data.draw(st.integers(5, 30)),
         right=data.draw(st.integers(0, 30)),
         commit_after=data.draw(st.sampled_from([0, 20, 1000])),
-        review=data.draw(st.integers(1, 60)),
         steady=data.draw(st.booleans()),
         endpoint=EndpointConfig(
             after_speech=data.draw(st.integers(30, 90)), max_length=data.draw(st.integers(180, 400))

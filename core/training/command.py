@@ -96,7 +96,8 @@ def run_prepare(args: argparse.Namespace) -> int:
 
 
 def run_synthesize(args: argparse.Namespace) -> int:
-    engines = [engine for engine in find_programs() if not args.engine or engine.name in args.engine]
+    takes_all = not (args.engine or args.kokoro or args.piper)
+    engines = [engine for engine in find_programs() if takes_all or engine.name in (args.engine or ())]
     if args.kokoro:
         engines.append(kokoro(*args.kokoro))
     if args.piper:

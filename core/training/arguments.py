@@ -62,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("sentences", type=Path, help="a sentence a line, or tab-separated with it in the last column")
     command.add_argument("--output", type=Path, required=True, metavar="DIR")
     command.add_argument("--name", default="synthetic", help="of the manifest; default: %(default)s")
-    command.add_argument("--engine", action="append", choices=list(PROGRAMS), help="default: all, unless voices are given")
+    command.add_argument("--engine", action="append", choices=list(PROGRAMS), help="default: all, or the voices given")
     command.add_argument("--kokoro", nargs=2, type=Path, metavar=("ONNX", "VOICES"), help="files of kokoro-onnx")
     command.add_argument("--piper", action="append", type=Path, default=[], metavar="ONNX", help="a Piper voice's file")
     command.add_argument("--speed", nargs=2, type=float, default=(0.85, 1.2), metavar=("FROM", "TO"))

@@ -447,6 +447,23 @@ def test_the_command_adapts_a_model(
     assert len((tmp_path / "texts" / "set.tsv").read_text().splitlines()) == 10
 
 
+def test_a_mix_is_the_weighted_mean(tiny_model_dir: Path, tmp_path: Path) -> None:
+    one = Wav2Vec2ForCTC.from_pretrained(tiny_model_dir)
+    other = tiny(tiny_model_dir)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    save_model(other, tmp_path / "other")
+    assert main(["mix", f"{tiny_model_dir}:3", str(tmp_path / "other"), "--output", str(tmp_path / "mix")]) == 0
+    mixed = Wav2Vec2ForCTC.from_pretrained(tmp_path / "mix").state_dict()
+    for name, weight in one.state_dict().items():
+        expected = 0.75 * weight + 0.25 * other.state_dict()[name]
+        torch.testing.assert_close(mixed[name], expected, atol=2e-3, rtol=1e-2)
+    save_model(Wav2Vec2ForCTC(replace(one.config, num_hidden_layers=3)), tmp_path / "deep")
+    with pytest.raises(ValueError, match="one model. Found: .* and .*deep"):
+        main(["mix", str(tiny_model_dir), str(tmp_path / "deep"), "--output", str(tmp_path / "no")])
+
+
 def test_what_is_frozen_stays(manifest: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     arguments = ["--manifest", str(manifest), "--model", str(tiny_model_dir), "--steps", "2", "--learning-rate", "1e-2"]
     assert main(["finetune", *arguments, "--freeze", "1", "--output", str(tmp_path / "mine")]) == 0

@@ -149,6 +149,11 @@ def make_parser() -> argparse.ArgumentParser:
     add_run(command, steps=60, rate=5e-5, batch_s=16, warmup=10)  # for a few minutes of one voice
     add_noise(command)
 
+    command = commands.add_parser("mix", help="the mean of checkpoints' weights, such as before and after a training")
+    command.add_argument("model", nargs="+", type=weighted, metavar="DIR[:SHARE]", help="shares are relative")
+    command.add_argument("--output", type=Path, required=True, metavar="DIR", help="the checkpoint")
+    command.add_argument("--int8", action="store_true", help="round the blocks' weights on disk")
+
     command = commands.add_parser("evaluate", help="word and letter error rate of a checkpoint")
     command.add_argument("--model", default="streamer-en", metavar="NAME|DIR")
     command.add_argument("--manifest", action="append", type=Path, required=True, metavar="TSV")

@@ -195,9 +195,32 @@ def run_finetune(args: argparse.Namespace) -> int:
         raise ValueError(f"--average must be from 0 to below 1. Found: {args.average}")
     run = replace(run_config(args), encoder_rate=args.encoder_rate, average=args.average)
     finetune(model, batches, run, args.head_steps, word_error_rate, teaching, args.workers, args.consistency)
-    save(model, tokenizer, args.output, torch.int8 if args.int8 else torch.float16)
+    save(model, tokenizer, args.output, stored(args))
     copy_language_model(directory, args.output)
     return 0
+
+
+def run_mix(args: argparse.Namespace) -> int:
+    """Keeps what was known before, and gets most of what was learned (Wortsman et al. 2022, "WiSE-FT")."""
+    first, *_ = directories = [directory for directory, _ in args.model]
+    models = [load_model(Wav2Vec2ForCTC, directory) for directory in directories]
+    total = sum(share for _, share in args.model)
+    mean = {name: torch.zeros_like(weight) for name, weight in models[0].state_dict().items()}
+    for model, (directory, share) in zip(models, args.model, strict=True):
+        weights = model.state_dict()
+        if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in mean.items()}:
+            raise ValueError(f"Expected checkpoints of one model. Found: {first} and {directory}")
+        for name, weight in weights.items():
+            mean[name] += weight * (share / total)
+    models[0].load_state_dict(mean)
+    save(models[0], Wav2Vec2Tokenizer.from_pretrained(first), args.output, stored(args))
+    copy_language_model(first, args.output)
+    return 0
+
+
+def stored(args: argparse.Namespace) -> torch.dtype:
+    """How weights lie on disk."""
+    return torch.int8 if args.int8 else torch.float16
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
@@ -232,6 +255,7 @@ RUNS = {
     "distil": run_distil,
     "branch": run_branch,
     "finetune": run_finetune,
+    "mix": run_mix,
     "evaluate": run_evaluate,
     "lm": run_lm,
     "plot": run_plot,

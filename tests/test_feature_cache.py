@@ -309,7 +309,11 @@ def test_real_speech_has_the_same_transcript(sample: Path, dtype: str) -> None:
     samples, _ = soundfile.read(sample, dtype="float32")
     engine = Engine(AcousticModel.load("streamer-en", "cpu", dtype))
     expected = listen(engine, plain(engine.new_stream(WHOLE)), samples, 3200)
-    assert listen(engine, engine.new_stream(WHOLE), samples, 5000) == expected
+    found = listen(engine, engine.new_stream(WHOLE), samples, 5000)
+    if dtype == "float32":
+        assert found == expected
+    # Elsewhere what is convolved at once may round otherwise.
+    assert [(event.text, event.is_final) for event in found] == [(event.text, event.is_final) for event in expected]
 
 
 class Elsewhere(torch.Tensor):

@@ -122,7 +122,13 @@ def make_parser() -> argparse.ArgumentParser:
         "--encoder-rate", type=float, default=0.7, metavar="SHARE", help="of the learning rate; default: %(default)s"
     )
     command.add_argument(
-        "--freeze", type=int, metavar="N", help="keep the extractor and the first N blocks as they are"
+        "--branch-rate", type=float, default=1.0, metavar="SHARE", help="the same of a branch's map; 5 for a new one"
+    )
+    command.add_argument(
+        "--freeze",
+        type=int,
+        metavar="N",
+        help="keep the extractor and the first N blocks; default: those before a branch ends",
     )
     command.add_argument(
         "--dropout", type=float, metavar="P", help="in the blocks, while training; default: the model's"

@@ -165,6 +165,8 @@ def run_finetune(args: argparse.Namespace) -> int:
         config = replace(config, mask_feature_prob=args.mask_feature)
     # A pre-trained encoder comes without a head.
     model = load_model(Wav2Vec2ForCTC, directory, config=config, allow_missing=("lm_head.",)).to(device)
+    if args.freeze is None and config.branch:
+        args.freeze = config.branch[1]  # what a branch tells is worth more than it could learn of little audio
     if args.freeze is not None:
         if not 0 <= args.freeze <= config.num_hidden_layers:
             raise ValueError(f"--freeze must be from 0 to {config.num_hidden_layers} blocks. Found: {args.freeze}")
@@ -193,7 +195,7 @@ def run_finetune(args: argparse.Namespace) -> int:
     teaching = Teaching(load_teacher(args.teacher)[0].to(device), args.teach_steps) if args.teacher else None
     if not 0 <= args.average < 1:
         raise ValueError(f"--average must be from 0 to below 1. Found: {args.average}")
-    run = replace(run_config(args), encoder_rate=args.encoder_rate, average=args.average)
+    run = replace(run_config(args), encoder_rate=args.encoder_rate, branch_rate=args.branch_rate, average=args.average)
     finetune(model, batches, run, args.head_steps, word_error_rate, teaching, args.workers, args.consistency)
     save(model, tokenizer, args.output, stored(args))
     copy_language_model(directory, args.output)

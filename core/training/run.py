@@ -31,7 +31,7 @@ class RunConfig:
     learning_rate: float
     warmup: int = 50  # steps
     encoder_rate: float = 0.7  # the blocks' share of the learning rate: they come trained
-    branch_rate: float = 5.0  # of the map that a branch ends in, which begins at nothing
+    branch_rate: float = 1.0  # of the map that a branch ends in
     quantizer_rate: float = 1.0  # of the projection that chooses codes
     average: float = 0.0  # share of the weights' running mean that a step leaves; the mean is the result; 0: none
     clip: float = 2.0  # norm that gradients are cut to

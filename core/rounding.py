@@ -29,9 +29,9 @@ def from_int8(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """`weights` with float32 in place of integers that have scales, and without these."""
     floats = {}
     for key, weight in weights.items():
-        scales = weights.get(key + SUFFIX)
-        if key.removesuffix(SUFFIX) in weights and key.endswith(SUFFIX):
+        if key.endswith(SUFFIX) and key.removesuffix(SUFFIX) in weights:
             continue
+        scales = weights.get(key + SUFFIX)
         if weight.dtype == torch.int8 and scales is not None and scales.shape == (len(weight), 1):
             weight = weight.float() * scales
         floats[key] = weight

@@ -45,15 +45,7 @@ class StreamConfig:
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("left", 0),
-            ("hop", 1),
-            ("right", 0),
-            ("commit_after", 0),
-            ("review", 1),
-            ("refresh", 0),
-            ("context", 0),
-        ):
+        for name, least in (("left", 0), ("hop", 1), ("right", 0), ("commit_after", 0), ("refresh", 0), ("context", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least} frames. Found: {getattr(self, name)}")
         if self.backlog < self.window:

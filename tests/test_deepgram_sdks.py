@@ -27,11 +27,12 @@ import json, sys, threading
 from deepgram import DeepgramClient, DeepgramClientOptions, LiveOptions, LiveTranscriptionEvents
 
 url, key, path = sys.argv[1:]
-results, errors, done = [], [], threading.Event()
+results, errors, heard, done = [], [], threading.Event(), threading.Event()
 connection = DeepgramClient(key, DeepgramClientOptions(url=url)).listen.websocket.v("1")
 
 def on_result(self, result, **kwargs):
     results.append([result.is_final, result.channel.alternatives[0].transcript])
+    heard.set()
 
 connection.on(LiveTranscriptionEvents.Transcript, on_result)
 connection.on(LiveTranscriptionEvents.Metadata, lambda self, metadata, **kwargs: done.set())
@@ -41,6 +42,8 @@ if opened:
     data = open(path, "rb").read()
     for start in range(0, len(data), 3200):
         connection.send(data[start : start + 3200])
+        if start == 12 * 3200:
+            heard.wait(30)  # an interim result of the first words: all at once may be final at once
     connection.finalize()
     connection.send('{"type": "CloseStream"}')
     done.wait(30)
@@ -54,6 +57,8 @@ const [url, apiKey, path] = process.argv.slice(2);
 const ws = url.replace("http", "ws");
 
 async function main() {
+  let hear;
+  const heard = new Promise((resolve) => { hear = resolve; });
   const client = new DeepgramClient({ apiKey, environment: { base: url, production: ws, agent: ws, agentRest: url } });
   const options = { model: "nova-3", encoding: "linear16", sample_rate: 16000, interim_results: "true" };
   const connection = await client.listen.v1.connect({ ...options, reconnectAttempts: 0 });
@@ -62,6 +67,7 @@ async function main() {
     connection.on("message", (message) => {
       if (message.type === "Results") {
         told.results.push([message.is_final, message.channel.alternatives[0].transcript]);
+        hear();
       } else if (message.type === "Metadata") {
         told.done = true;
       }
@@ -70,11 +76,12 @@ async function main() {
     connection.on("close", () => resolve());
   });
   connection.connect();
-  const open = connection.waitForOpen().then(() => {
+  const open = connection.waitForOpen().then(async () => {
     told.opened = true;
     const data = readFileSync(path);
     for (let start = 0; start < data.length; start += 3200) {
       connection.sendMedia(data.subarray(start, start + 3200));
+      if (start === 12 * 3200) await heard; // as above
     }
     connection.sendFinalize({ type: "Finalize" });
     connection.sendCloseStream({ type: "CloseStream" });

@@ -1,7 +1,8 @@
 """When a segment ends: silence after speech, silence without speech, or length (Kaldi's rules).
 
 A run of CTC blanks is not silence inside a long vowel, so the run must be quiet too: its energy is held
-against that of the segment's speech.
+against that of the segment's speech. Where a segment ends hangs on its own rows, not on how far the steps had come when
+it was found out, so that streams of other hops end it at the same row.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Measure = Callable[[slice | NDArray[np.bool_]], NDArray[np.float64]]  # mean square of the samples of some frames
+Measure = Callable[[], NDArray[np.float64]]  # (n_frames,) mean square of each frame's samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +45,15 @@ class EndpointConfig:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Rows before `cut` belong to the ended segment; `has_speech` is False where silence is let go of.
+    """Rows before `cut` belong to the ended segment, and its final pass, which may find another cut, reads those
+    before `end`.
 
-    A pause may turn out to be shorter, when the segment is heard as a whole: see `is_pause`.
+    `has_speech` is False where silence is let go of. A pause may turn out to be none: see `find_pause`.
     """
 
     cut: int
-    has_speech: bool
+    end: int
+    has_speech: bool = True
     is_pause: bool = False
 
 
@@ -59,43 +62,75 @@ def find_endpoint(
     measure: Measure,
     n_stable: int,
     config: EndpointConfig,
+    committed: int = 0,
+    first: int = 0,
 ) -> Endpoint | None:
     """Where the segment ends, if it does.
 
     Args:
         has_letter: (n_frames,) True where the best path has a letter.
         measure: asked where it matters.
-        n_stable: a cut by length is put before this row.
+        n_stable: a rule that is about a length is asked once so many rows are stable.
+        committed: no cut lies before this row.
+        first: no pause has lasted long enough before this row.
     """
-    n = len(has_letter)
-    if not has_letter.any():
+    if not has_letter[: config.before_speech].any():
         # Keep the last half second: the first letter may come late.
-        keep = min(25, config.before_speech // 2)
-        return Endpoint(n_stable - keep, False) if n_stable >= config.before_speech else None
-    if is_pause(has_letter, measure, config, config.slack):
-        return Endpoint(n - config.after_speech // 2, True, True)  # whatever frame the last letter is found in
-    if n_stable >= config.max_length:
-        return Endpoint(longest_pause(has_letter[:n_stable], n_stable // 2), True)
-    return None
+        keep, n = min(25, config.before_speech // 2), config.before_speech
+        return Endpoint(n - keep, n, has_speech=False) if n_stable >= n else None
+    within = has_letter[: config.max_length]
+    if (endpoint := find_pause(within, measure, config, config.slack, committed, first)) is not None:
+        return endpoint
+    return find_cut(within, config, committed) if n_stable >= config.max_length else None
 
 
-def is_pause(has_letter: NDArray[np.bool_], measure: Measure, config: EndpointConfig, slack: int = 0) -> bool:
-    """Whether the last rows are a pause that ends a segment with letters; arguments as in `find_endpoint`.
+def find_cut(has_letter: NDArray[np.bool_], config: EndpointConfig, committed: int = 0) -> Endpoint:
+    """Where to end a segment whose `max_length` rows have no pause."""
+    n = config.max_length
+    begin = max(n // 2, committed)
+    return Endpoint(longest_pause(has_letter[: max(begin, n * 9 // 10)], begin), n)
+
+
+def find_pause(
+    has_letter: NDArray[np.bool_],
+    measure: Measure,
+    config: EndpointConfig,
+    slack: int = 0,
+    committed: int = 0,
+    first: int = 0,
+) -> Endpoint | None:
+    """The first pause behind a letter that ends the segment; arguments as in `find_endpoint`.
 
     Letters lie some frames elsewhere in a window than in the whole segment, and one at the end may not be heard yet.
     That there is a pause is said by the pass over the whole segment, whose result does not depend on windows; with
-    `slack` it is asked so many frames before, and although a letter may begin in the last ones.
+    `slack` it is asked so many rows later, and although a letter may begin so many rows before.
     """
     n, least = len(has_letter), config.after_speech
-    before = has_letter[: n - slack]
-    if before[max(0, n + slack - least) :].any():
-        return False  # as nearly always
-    if not before.any():
-        return not has_letter.any()
-    if not before[max(0, n + slack - config.loud_factor * least) :].any():
-        return True
-    quiet, loud = measure(slice(n - least // 2, n)), measure(has_letter)
-    return float(quiet.mean()) <= config.quiet_ratio * float(loud.mean())
+    half = least // 2
+    first = max(first, committed + half)
+    letters = np.flatnonzero(has_letter)
+    lasts = np.minimum(np.append(letters[1:] + slack, n), n - slack)  # the last row each run may be told by
+    for i in np.flatnonzero(lasts - letters > least):
+        begin, last = int(letters[i]) + 1, int(lasts[i])
+        earliest, surely = max(begin + least, first), begin + config.loud_factor * least
+        if earliest > last:
+            continue
+        lasted = earliest if earliest >= surely else quiet_row(measure(), has_letter[:begin], earliest, last, config)
+        lasted = min(lasted, max(earliest, surely))
+        if lasted <= last:
+            return Endpoint(lasted - half, lasted + config.slack, is_pause=True)
+    return None
+
+
+def quiet_row(
+    energy: NDArray[np.float64], has_letter: NDArray[np.bool_], first: int, last: int, config: EndpointConfig
+) -> int:
+    """The first row in [first, last] before which half a pause is quiet beside the letters; behind `last` if none."""
+    half = max(1, config.after_speech // 2)
+    loud = config.quiet_ratio * energy[: len(has_letter)][has_letter].mean()
+    sums = np.cumsum(np.concatenate([[0.0], energy[first - half : last]]))
+    quiet = np.flatnonzero(sums[half:] - sums[:-half] <= half * loud)
+    return first + int(quiet[0]) if len(quiet) else last + 1
 
 
 def longest_pause(has_letter: NDArray[np.bool_], first: int) -> int:

@@ -25,7 +25,7 @@ from core.audio import (
 )
 from core.commitment import UNSURE_AFTER, after, keep_committed, n_agreed
 from core.decoder import Decode, GreedyDecoder, WordSpan
-from core.endpoint import find_endpoint, is_pause
+from core.endpoint import find_cut
 from core.feature_cache import Window, read_features
 from core.features import normalize
 from core.ring_buffer import RingBuffer
@@ -33,7 +33,7 @@ from core.silence import still_value
 from core.slots import Resident, Slot, Slots
 from core.statistics import Statistics
 from core.stitcher import Emission, Joint, LogProbs, StitchedFrames, stitch_all
-from core.stream import Pass, Stream, StreamConfig
+from core.stream import Pass, Stream, StreamConfig, hops_to_endpoint
 from core.tail import Memory, Step, emit_steps
 from core.transcript import Event, Transcript, Word, make_transcript
 
@@ -224,7 +224,7 @@ class Engine:
         stream.frames = frames
         has_letter = self.is_letter[frames.ids]
         stream.target = stable + config.hop * hops_to_endpoint(has_letter, frames.n_stable, config)
-        endpoint = find_endpoint(has_letter, lambda rows: energy(stream, rows), frames.n_stable, config.endpoint)
+        endpoint = stream.endpoint(has_letter, frames.n_stable)
         events: list[Event] = []
         if endpoint is None or endpoint.has_speech:
             events = self.partial(stream)
@@ -321,42 +321,69 @@ class Engine:
             stream.settled_frame += n
 
     def finalize(self, stream: Stream, task: Pass, log_probs: LogProbs) -> list[Event]:
-        """Ends the segment with the words of its final pass, and begins the next; unless what seemed to be a pause
-        turns out to be none."""
-        assert task.cut is not None
+        """Ends the segment with the words of its final pass, and begins the next; unless the pass finds that it ends
+        elsewhere."""
         stream.pending = None
+        first = stream.frames.start_frame
+        rows = Emission(log_probs, task.start_sample // HOP).since(first).log_probs
+        cut = self.cut(stream, task, self.is_letter[rows.argmax(1)])
+        if cut is None:
+            return []
         if task.is_barrier:
             stream.barriers.popleft()
             if stream.features is not None and stream.statistics is not None:
                 stream.features.restart(0)  # the steps that follow end elsewhere, and each hears by what it had heard
-        first = stream.frames.start_frame
-        rows = Emission(log_probs, task.start_sample // HOP).since(first).log_probs
-        if task.is_pause:
-            has_letter = self.is_letter[rows.argmax(1)]
-            if not is_pause(has_letter, lambda rows: energy(stream, rows), stream.config.endpoint):
-                return []
-        rows = rows[: task.cut - first]
-        spans = stream.decode(rows, first)
-        words = keep_committed(spans, stream.committed)
+        words = keep_committed(stream.decode(rows[: cut - first], first), stream.committed)
         events: list[Event] = []
         if words:
-            events = [self.transcript(stream, words, len(words), task.cut, is_final=True)]
+            events = [self.transcript(stream, words, len(words), cut, is_final=True)]
             stream.segment += 1
         elif stream.last_partial[0]:
-            events = [self.transcript(stream, [], 0, task.cut, is_final=False)]  # takes the partial back
-        self.begin_segment(stream, task.cut)
+            events = [self.transcript(stream, [], 0, cut, is_final=False)]  # takes the partial back
+        self.begin_segment(stream, cut)
         self.release(stream)
         return events
 
+    def cut(self, stream: Stream, task: Pass, has_letter: NDArray[np.bool_]) -> int | None:
+        """The frame before which the segment ends, by what its final pass has heard.
+
+        None where the segment goes on, or another pass, which is pending then, has to tell. A pause is told by the pass
+        that ends where the pause has just lasted long enough by its own letters, wherever those of the steps were.
+        """
+        first, n, rules = stream.frames.start_frame, len(has_letter), stream.config.endpoint
+        if task.is_barrier:
+            endpoint = stream.endpoint(has_letter, n)
+            if endpoint is None or not endpoint.has_speech:
+                return task.cut
+            stream.pending = stream.final_pass(endpoint)  # the last step was too early for it
+            return None
+        if not task.is_pause:
+            return first + find_cut(has_letter, rules, stream.n_committed_rows).cut
+        if not has_letter.any():
+            return task.cut
+        endpoint = stream.pause(has_letter)
+        if endpoint is None:
+            last = int(np.flatnonzero(has_letter)[-1])
+            stream.pause_frame = first + max(last + 1 + rules.after_speech, n + 1)
+            return None
+        if endpoint.end == n:
+            return first + endpoint.cut
+        if endpoint.end > n:
+            stream.pause_frame = first + endpoint.end - rules.slack
+        if first + endpoint.end <= stream.frames.end_frame:
+            stream.pending = stream.final_pass(endpoint)
+        return None
+
     def begin_segment(self, stream: Stream, frame: int) -> None:
         frames, config = stream.frames.since(frame), stream.config
+        stream.processed_frame = stream.n_processed // HOP
         # The next window ends here: rows beyond would have nothing to replace them.
         n = frames.n_stable + config.hop + config.right
         stream.frames = stream.shown = frames.until(n)
         stream.target = stream.frames.stable_frame + config.hop
         stream.committed = stream.settled = ()
         stream.reviews = ()
-        stream.reviewed_frame = frame
+        stream.reviewed_frame = stream.pause_frame = frame
         stream.told = ([], [], 0)
         stream.settled_frame = frame
         stream.last_partial = ("", 0)
@@ -368,18 +395,3 @@ class Engine:
         stream.buffer.release(HOP * max(0, first - self.model.halo))
         if stream.features is not None:
             stream.features.release(max(0, first))
-
-
-def energy(stream: Stream, rows: slice | NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(n,) mean square of the samples of some of the segment's frames, a hop each."""
-    samples = stream.buffer.read(HOP * stream.frames.start_frame, HOP * stream.frames.end_frame)
-    return np.asarray(np.square(samples.reshape(-1, HOP)[rows], dtype=np.float64).mean(1))
-
-
-def hops_to_endpoint(has_letter: NDArray[np.bool_], n_stable: int, config: StreamConfig) -> int:
-    """Steps until the segment can end: the pause that ends it has yet to last."""
-    rules, is_spoken = config.endpoint, bool(has_letter.any())
-    run = int(has_letter[::-1].argmax()) if is_spoken else 0
-    longest = rules.max_length if is_spoken else rules.before_speech
-    wait = min(rules.after_speech - rules.slack - run, longest - n_stable)
-    return max(1, min(-(-wait // config.hop), config.most_hops))

@@ -14,9 +14,12 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from core.audio import HOP, SAMPLE_RATE, Samples, check_samples, n_frames, n_samples_for, to_seconds
 from core.decoder import Decode, WordSpan
-from core.endpoint import Endpoint, EndpointConfig
+from core.endpoint import Endpoint, EndpointConfig, Measure, find_endpoint, find_pause
 from core.ring_buffer import RingBuffer
 from core.slots import Slot
 from core.statistics import Statistics
@@ -72,7 +75,7 @@ class StreamConfig:
     def most_hops(self) -> int:
         """Steps that may be left out in a row, and the one after them: no pause ends meanwhile, and enough left
         context remains."""
-        needed = -(-(self.endpoint.after_speech - self.endpoint.slack) // self.hop)
+        needed = -(-(self.endpoint.after_speech + self.endpoint.slack) // self.hop)
         return max(1, min(needed, 1 + (self.left - MARGIN) // self.hop))
 
     @classmethod
@@ -147,11 +150,13 @@ class Stream:
         self.target = config.hop  # first frame that is not stable after the next step that can end the segment
         self.segment = 0
         self.n_samples = 0  # accepted so far
+        self.processed_frame = 0  # first frame that was not stable when the segment before ended
         self.barriers: deque[int] = deque()  # sample positions of flushes that wait
         self.pending: Pass | None = None  # the final pass of a segment that has ended
         self.committed: tuple[WordSpan, ...] = ()
         self.reviews: tuple[tuple[WordSpan, ...], ...] = ()  # the words of the last ones, the newest first
         self.reviewed_frame = 0  # first frame that was not stable then
+        self.pause_frame = 0  # a pause that ends the segment lasts until here at least
         self.settled: tuple[WordSpan, ...] = ()  # of the frames before `settled_frame`, which partials decode no more
         self.settled_frame = 0
         self.last_partial: tuple[str, int] = ("", 0)
@@ -166,7 +171,7 @@ class Stream:
     @property
     def n_processed(self) -> int:
         """Samples whose frames are stable or final."""
-        return self.shown.stable_frame * HOP
+        return HOP * max(self.processed_frame, self.shown.stable_frame)
 
     @property
     def is_ready(self) -> bool:
@@ -246,18 +251,43 @@ class Stream:
             self.memory = memory
 
     @property
+    def n_committed_rows(self) -> int:
+        """Of the segment's frames, those that end with the last committed word."""
+        return self.committed[-1].end_frame - self.frames.start_frame if self.committed else 0
+
+    def endpoint(self, has_letter: NDArray[np.bool_], n_stable: int) -> Endpoint | None:
+        """`find_endpoint` in the segment, of which (n_frames,) rows have a letter."""
+        first = self.pause_frame - self.frames.start_frame
+        return find_endpoint(
+            has_letter, self.measure(len(has_letter)), n_stable, self.config.endpoint, self.n_committed_rows, first
+        )
+
+    def pause(self, has_letter: NDArray[np.bool_]) -> Endpoint | None:
+        """`find_pause` in all that a final pass has heard."""
+        first = self.pause_frame - self.frames.start_frame
+        rules, measure = self.config.endpoint, self.measure(len(has_letter))
+        return find_pause(has_letter, measure, rules, 0, self.n_committed_rows, first)
+
+    def measure(self, n: int) -> Measure:
+        """Mean square of the samples of each of the segment's first `n` frames, a hop each."""
+        first = HOP * self.frames.start_frame
+
+        def energy() -> NDArray[np.float64]:
+            samples = self.buffer.read(first, first + HOP * n)
+            return np.asarray(np.square(samples.reshape(n, HOP), dtype=np.float64).mean(1))
+
+        return energy
+
+    @property
     def context_start(self) -> int:
         """First sample of the running segment's final pass."""
         return HOP * max(0, self.frames.start_frame - self.config.context)
 
     def final_pass(self, endpoint: Endpoint) -> Pass:
-        """The whole segment before an endpoint, with context on both sides.
-
-        It reads only what the steps have seen: its end never depends on what else has arrived.
-        """
-        cut = self.frames.start_frame + endpoint.cut
-        end = self.frames.end_frame if endpoint.is_pause else min(cut + self.config.context, self.frames.end_frame)
-        return Pass(self.context_start, n_samples_for(end), cut, is_pause=endpoint.is_pause)
+        """The whole segment before an endpoint, with context on both sides."""
+        first = self.frames.start_frame
+        end = n_samples_for(first + endpoint.end)
+        return Pass(self.context_start, end, first + endpoint.cut, is_pause=endpoint.is_pause)
 
     def review_pass(self) -> Pass | None:
         """The whole segment so far, if words may be committed before its end and enough has come since the last one."""
@@ -268,3 +298,14 @@ class Stream:
         ):
             return None
         return Pass(self.context_start, n_samples_for(frames.end_frame), frames.end_frame, is_review=True)
+
+
+def hops_to_endpoint(has_letter: NDArray[np.bool_], n_stable: int, config: StreamConfig) -> int:
+    """Steps until the segment can end: the pause that ends it has yet to last."""
+    rules = config.endpoint
+    if has_letter[: rules.before_speech].any():
+        run = int(has_letter[::-1].argmax())
+        wait = min(rules.after_speech + rules.slack - run, rules.max_length - n_stable)
+    else:
+        wait = rules.before_speech - n_stable
+    return max(1, min(-(-wait // config.hop), config.most_hops))

@@ -3,38 +3,58 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from core.endpoint import Endpoint, EndpointConfig, Measure, find_endpoint, is_pause, longest_pause
+from core.endpoint import Endpoint, EndpointConfig, Measure, find_cut, find_endpoint, find_pause, longest_pause
 
 RULES = EndpointConfig(after_speech=10, loud_factor=3, before_speech=60, max_length=100)
 
 
 def segment(line: str, quiet: float = 0.001) -> tuple[np.ndarray, Measure]:
-    """`#` a letter, `.` a quiet pause, `-` a loud one: has_letter and energy."""
-    energy = {"#": 1.0, ".": quiet, "-": 1.0}
-    return np.array([c == "#" for c in line]), lambda rows: np.array([energy[c] for c in line])[rows]
+    """`#` a letter, `o` the soft beginning of one, `.` a quiet pause, `-` a loud one: has_letter and energy."""
+    energy = {"#": 1.0, "o": quiet, ".": quiet, "-": 1.0}
+    return np.array([c in "#o" for c in line]), lambda: np.array([energy[c] for c in line])
 
 
 @pytest.mark.parametrize(
-    ("line", "found"),
+    ("line", "lasted"),
     [
-        ("#" * 5 + "." * 9, None),
-        ("#" * 5 + "." * 10, Endpoint(10, True, True)),
-        ("#" * 5 + "-" * 10, None),  # a long vowel, or music: blank, but not silent
-        ("#" * 5 + "-" * 29, None),
-        ("#" * 5 + "-" * 30, Endpoint(30, True, True)),
+        ("#####" + "." * 9, None),
+        ("#####" + "." * 10, 15),
+        ("#####" + "." * 12 + "#", 15),
+        ("#####" + "." * 9 + "#", None),
+        ("#####" + "." * 9 + "#" + "." * 10, 25),
+        ("#####" + "-" * 10, None),  # a long vowel, or music: blank, but not silent
+        ("#####" + "-" * 10 + "." * 4, None),
+        ("#####" + "-" * 10 + "." * 5, 20),
+        ("#####" + "-" * 29, None),
+        ("#####" + "-" * 30, 35),
         ("." * 59, None),
-        ("." * 60, Endpoint(35, False)),
         ("#." * 49, None),
     ],
 )
-def test_rules(line: str, found: Endpoint | None) -> None:
-    endpoint = find_endpoint(*segment(line), len(line), RULES)
-    if endpoint is not None and endpoint.is_pause and not is_pause(*segment(line), RULES):
-        endpoint = None
-    assert endpoint == found
+def test_a_pause(line: str, lasted: int | None) -> None:
     assert RULES.slack == 1
-    if found is not None and found.is_pause:  # a frame before, the pass over the segment is asked
-        assert find_endpoint(*segment(line[:-1]), len(line) - 1, RULES) == Endpoint(len(line) - 6, True, True)
+    endpoint = Endpoint(lasted - 5, lasted + 1, is_pause=True) if lasted else None
+    assert find_pause(*segment(line), RULES) == endpoint
+    if lasted is None:
+        return
+    for end in range(len(line) + 1, 60):  # however late it is asked: the pass over the segment hears the same rows
+        assert find_endpoint(*segment((line + "." + "#" * 60)[:end]), end, RULES) == endpoint
+    assert find_endpoint(*segment(line), len(line), RULES) == (endpoint if len(line) > lasted else None)
+    assert find_pause(*segment(line), RULES, first=len(line) + 1) is None
+    assert find_pause(*segment(line), RULES, committed=len(line) - 4) is None
+
+
+def test_a_pause_that_seems_a_little_short_is_asked_for() -> None:
+    line = "#####" + "." * 9 + "o####"
+    assert find_endpoint(*segment(line), len(line), RULES) == Endpoint(10, 16, is_pause=True)
+    assert find_endpoint(*segment(line), len(line), RULES, first=16) is None, "what was found to be none"
+
+
+def test_silence_is_let_go_of() -> None:
+    assert find_endpoint(*segment("." * 59), 59, RULES) is None
+    for line in ("." * 60, "." * 80, "." * 62 + "#" * 10):
+        assert find_endpoint(*segment(line), 60, RULES) == Endpoint(35, 60, has_speech=False)
+    assert find_endpoint(*segment("." * 58 + "#" * 10), 60, RULES) is None
 
 
 def test_maximum_length_cuts_in_the_longest_pause_of_the_latter_half() -> None:
@@ -42,6 +62,13 @@ def test_maximum_length_cuts_in_the_longest_pause_of_the_latter_half() -> None:
     found = find_endpoint(*segment(line), 100, RULES)
     assert found is not None and found.has_speech
     assert line[found.cut - 1 : found.cut + 1] == ".."
+
+
+def test_a_cut_is_not_before_a_committed_word() -> None:
+    line = "#" * 60 + "..." + "#" * 20 + "." + "#" * 16
+    assert find_cut(segment(line)[0], RULES).cut == 62
+    assert find_cut(segment(line)[0], RULES, 70).cut == 84
+    assert find_cut(segment(line)[0], RULES, 95).cut == 95
 
 
 def test_without_any_pause_the_cut_stays_inside() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -123,6 +124,24 @@ def test_no_word_is_lost_or_doubled_at_a_maximum_length_cut(cut: int, hop: int) 
     assert said(events) == text
     assert len(finals(events)) > 1
     check_contract(events)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), pauses=st.lists(st.integers(5, 90), min_size=1, max_size=8))
+def test_finals_do_not_depend_on_the_hop(data: st.DataObject, pauses: list[int]) -> None:
+    """Pauses that are just long enough, or just too short, lie anywhere on the grid of hops."""
+    engine = Engine(PlantedModel())
+    words = [f"{'ABCDEFGH'[i]}WORDS {'XYZ'[i % 3]}MORE" for i in range(8)]
+    parts = [plant(word, tail=tail)[:-80] for word, tail in zip(words, pauses, strict=False)]
+    samples = np.concatenate([*parts, np.zeros(80, np.float32)])
+    rules = EndpointConfig(data.draw(st.integers(10, 60)), max_length=data.draw(st.integers(120, 400)))
+    heard = []
+    for _ in range(2):
+        hop, right = data.draw(st.integers(3, 60)), data.draw(st.integers(0, 60))
+        config = StreamConfig(data.draw(st.integers(0, 60)), hop, right, endpoint=rules)
+        heard.append(finals(run(engine, samples, config, [])))
+        assert finals(run(engine, samples, replace(config, commit_after=data.draw(st.integers(0, 60))), []))
+    assert heard[0] == heard[1] == transcribe_offline(engine, samples, config)
 
 
 def test_ten_minutes_without_a_pause_stay_bounded() -> None:

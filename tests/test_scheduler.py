@@ -284,7 +284,7 @@ def test_room_ends_before_steps_come_later_than_the_hop() -> None:
         opened(scheduler)
         n += 1
         assert n < 100
-    assert n == 12  # each needs some 7 s of windows a second, of which the model runs 100
+    assert n == 16  # each needs some 6 s of windows a second, of which the model runs 100
     for job in list(scheduler.jobs):
         scheduler.cancel(job)
     laboratory.run(SPEECH, n)

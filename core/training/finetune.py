@@ -81,12 +81,12 @@ def freeze(model: Wav2Vec2ForCTC, n_blocks: int) -> None:
 
 
 def set_dropout(model: Wav2Vec2ForCTC, p: float) -> None:
-    """In the blocks: of what they add to the states, of activations and of attention."""
+    """In the blocks: of what they add to the states and of activations; attention without it is fused on processors."""
     for module in model.wav2vec2.encoder.layers.modules():
         if isinstance(module, nn.Dropout):
             module.p = p
         elif isinstance(module, Attention):
-            module.dropout = p
+            module.dropout = 0.0
 
 
 def finetune(

@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from core.wav2vec2 import ConvLayer, Wav2Vec2ForCTC
+from core.extractor import ConvLayer
+from core.wav2vec2 import Wav2Vec2ForCTC
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.configuration import Wav2Vec2Config
+from core.encoder import Attention, FeedForward, PositionalConvEmbedding
+from core.extractor import ConvLayer
 from core.statistics import channel_norm
-from core.wav2vec2 import Attention, ConvLayer, FeedForward, PositionalConvEmbedding, Wav2Vec2ForCTC
+from core.wav2vec2 import Wav2Vec2ForCTC
 
 STRETCH = 100  # frames that the extractor makes at once
 MAX_SCORES = 1 << 24  # attention scores held at once; more go through the tiled kernel, which is slower

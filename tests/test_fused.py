@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from core.acoustic import AcousticModel
 from core.checkpoint import load_model
 from core.configuration import Wav2Vec2Config
-from core.wav2vec2 import ConvLayer, Wav2Vec2ForCTC
+from core.extractor import ConvLayer
+from core.wav2vec2 import Wav2Vec2ForCTC
 
 pytest.importorskip("triton", minversion="3.4")  # an older one's interpreter fails with NumPy 2
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # its default, which warns

@@ -13,9 +13,11 @@ import torch.nn.functional as F
 
 from core.acoustic import AcousticModel, choose_device, choose_dtype, fit
 from core.configuration import Wav2Vec2Config
+from core.encoder import Attention
+from core.extractor import ConvLayer
 from core.precision import FirstConvLayer, Product, is_fast, overlap, pack
 from core.tokenizer import Wav2Vec2Tokenizer
-from core.wav2vec2 import Attention, ConvLayer, Wav2Vec2ForCTC
+from core.wav2vec2 import Wav2Vec2ForCTC
 
 BASE = Wav2Vec2Config(
     vocab_size=11,

@@ -15,6 +15,7 @@ import torch
 from core.acoustic import AcousticModel
 from core.checkpoint import save_model
 from core.configuration import Wav2Vec2Config
+from core.encoder import sinusoids
 from core.pretraining import Wav2Vec2ForPreTraining
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.training.arguments import weighted
@@ -35,7 +36,7 @@ from core.training.student import add_branch, make_student, make_tokenizer
 from core.training.synthesize import SynthesisConfig, read_sentences, synthesize
 from core.training.voices import PROGRAMS, Engine, run_program
 from core.training.whisper import WhisperEncoder, load_teacher, mel_filters, read_ctranslate2
-from core.wav2vec2 import Wav2Vec2ForCTC, sinusoids
+from core.wav2vec2 import Wav2Vec2ForCTC
 
 BLOCKS = Wav2Vec2Config(
     hidden_size=64,

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.configuration import Wav2Vec2Config
-from core.wav2vec2 import BaseModelOutput, CTCOutput, Wav2Vec2ForCTC, Wav2Vec2Model, sinusoids
+from core.encoder import sinusoids
+from core.wav2vec2 import BaseModelOutput, CTCOutput, Wav2Vec2ForCTC, Wav2Vec2Model
 
 TOLERANCE = 1e-5
 TINY = Wav2Vec2Config(

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from core.encoder import Attention
 from core.training.consistency import window_divergence
 from core.training.corpus import Batch, Corpus
 from core.training.run import Run, RunConfig
 from core.training.states import Heard, StateCorpus, states_loss
 from core.training.whisper import FRAME_SHIFT, WhisperEncoder
-from core.wav2vec2 import Attention, Wav2Vec2ForCTC
+from core.wav2vec2 import Wav2Vec2ForCTC
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.encoder import Encoder, EncoderLayer
 from core.masking import mask_spans
 from core.training.consistency import choose_window, divergence
 from core.training.corpus import Batch, Corpus
-from core.wav2vec2 import Encoder, EncoderLayer, Wav2Vec2ForCTC
+from core.wav2vec2 import Wav2Vec2ForCTC
 
 AHEAD = 4  # files that are read before they are needed
 

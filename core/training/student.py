@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from core.configuration import Wav2Vec2Config
+from core.extractor import ConvLayer
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.training.whisper import MEL_HOP, N_FFT, WhisperEncoder, copy_blocks, mel_filters
-from core.wav2vec2 import ConvLayer, Wav2Vec2ForCTC
+from core.wav2vec2 import Wav2Vec2ForCTC
 
 # The vocabulary of the wav2vec2-base-960h checkpoint: every tool for it fits.
 VOCABULARY = "<pad> <s> </s> <unk> | E T A O N I H S R D L U M W C F G Y P B V K ' X J Q Z".split()

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.configuration import Wav2Vec2Config
-from core.wav2vec2 import EncoderLayer, Wav2Vec2Model
+from core.encoder import EncoderLayer
+from core.wav2vec2 import Wav2Vec2Model
 
 N_FFT, MEL_HOP = 400, 160  # samples
 # A teacher's frame t is centred on sample 320 t, ours on 320 t + 200: it hears the crop from there.

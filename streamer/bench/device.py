@@ -19,9 +19,9 @@ from torch import nn
 from core.acoustic import AcousticModel
 from core.audio import HOP, SAMPLE_RATE, Samples, n_samples_for
 from core.engine import Engine
+from core.extractor import ConvLayer
 from core.slots import Slots
 from core.stream import LATENCIES, Stream, StreamConfig
-from core.wav2vec2 import ConvLayer
 from streamer.bench.arithmetic import Clock, best_of, ceilings, clock_of, flops, timed_parts
 from streamer.bench.metrics import percentiles
 from streamer.bench.steps import measure_steps

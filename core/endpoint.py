@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Measure = Callable[[], NDArray[np.float64]]  # (n_frames,) mean square of each frame's samples
+Measure = Callable[[], NDArray[np.float32]]  # (n_frames,) mean square of each frame's samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +123,12 @@ def find_pause(
 
 
 def quiet_row(
-    energy: NDArray[np.float64], has_letter: NDArray[np.bool_], first: int, last: int, config: EndpointConfig
+    energy: NDArray[np.float32], has_letter: NDArray[np.bool_], first: int, last: int, config: EndpointConfig
 ) -> int:
     """The first row in [first, last] before which half a pause is quiet beside the letters; behind `last` if none."""
     half = max(1, config.after_speech // 2)
     loud = config.quiet_ratio * energy[: len(has_letter)][has_letter].mean()
-    sums = np.cumsum(np.concatenate([[0.0], energy[first - half : last]]))
+    sums = np.cumsum(np.concatenate([[0.0], energy[first - half : last]]), dtype=np.float64)
     quiet = np.flatnonzero(sums[half:] - sums[:-half] <= half * loud)
     return first + int(quiet[0]) if len(quiet) else last + 1
 

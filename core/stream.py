@@ -272,9 +272,9 @@ class Stream:
         """Mean square of the samples of each of the segment's first `n` frames, a hop each."""
         first = HOP * self.frames.start_frame
 
-        def energy() -> NDArray[np.float64]:
-            samples = self.buffer.read(first, first + HOP * n)
-            return np.asarray(np.square(samples.reshape(n, HOP), dtype=np.float64).mean(1))
+        def energy() -> NDArray[np.float32]:
+            samples = self.buffer.read(first, first + HOP * n).reshape(n, HOP)
+            return np.asarray(np.einsum("ij,ij->i", samples, samples) / HOP)
 
         return energy
 

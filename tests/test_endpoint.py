@@ -11,7 +11,7 @@ RULES = EndpointConfig(after_speech=10, loud_factor=3, before_speech=60, max_len
 def segment(line: str, quiet: float = 0.001) -> tuple[np.ndarray, Measure]:
     """`#` a letter, `o` the soft beginning of one, `.` a quiet pause, `-` a loud one: has_letter and energy."""
     energy = {"#": 1.0, "o": quiet, ".": quiet, "-": 1.0}
-    return np.array([c in "#o" for c in line]), lambda: np.array([energy[c] for c in line])
+    return np.array([c in "#o" for c in line]), lambda: np.array([energy[c] for c in line], np.float32)
 
 
 @pytest.mark.parametrize(

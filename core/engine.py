@@ -370,7 +370,7 @@ class Engine:
             return first + endpoint.cut
         if endpoint.end > n:
             stream.pause_frame = first + endpoint.end - rules.slack
-        if first + endpoint.end <= stream.frames.end_frame:
+        if endpoint.end < n or first + endpoint.end <= stream.frames.end_frame:
             stream.pending = stream.final_pass(endpoint)
         return None
 

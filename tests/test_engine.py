@@ -144,6 +144,46 @@ def test_finals_do_not_depend_on_the_hop(data: st.DataObject, pauses: list[int])
     assert heard[0] == heard[1] == transcribe_offline(engine, samples, config)
 
 
+class Unsure(PlantedModel):
+    """Reads some frames otherwise in each window."""
+
+    def read(self, window: np.ndarray) -> np.ndarray:
+        rows = super().read(window)
+        chance = np.random.default_rng(len(window))
+        for row in np.flatnonzero(chance.random(len(rows)) < 0.05):
+            rows[row] = np.roll(rows[row], chance.integers(28))
+        return rows
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), pauses=st.lists(st.integers(5, 160), min_size=1, max_size=8), jitter=st.integers(0, 5))
+def test_whatever_passes_disagree_on_the_stream_goes_on(data: st.DataObject, pauses: list[int], jitter: int) -> None:
+    """A pause that one pass finds and the next does not must neither hold the stream up nor end what is committed."""
+    model = Unsure(edge=data.draw(st.integers(0, 12)), jitter=jitter)
+    samples = np.concatenate([plant("WORDS AND MORE", tail=tail)[:-80] for tail in pauses])
+    config = StreamConfig(
+        left=data.draw(st.integers(0, 60)),
+        hop=data.draw(st.integers(3, 60)),
+        right=data.draw(st.integers(0, 60)),
+        commit_after=data.draw(st.integers(0, 60)),
+        endpoint=EndpointConfig(data.draw(st.integers(10, 60)), max_length=data.draw(st.integers(120, 400))),
+    )
+    engine = Engine(model)
+    stream = engine.new_stream(config)
+    events: list[Event] = []
+    for block in [*np.array_split(samples, 10), None]:
+        if block is None:
+            stream.finish()
+        else:
+            stream.push(block)
+            if data.draw(st.booleans()):
+                stream.flush()
+        while stream.is_ready:
+            events += engine.step([stream])[0]
+            assert len(model.lengths) <= len(samples) // HOP + 20, "more passes than frames"
+    check_contract(events)
+
+
 def test_ten_minutes_without_a_pause_stay_bounded() -> None:
     """Memory, the longest window and the rows that are kept do not grow with a monologue."""
     engine = Engine(PlantedModel())

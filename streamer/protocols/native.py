@@ -24,7 +24,7 @@ Message = dict[str, object]
 
 SAMPLE_RATES = (8_000, 48_000)  # Hz, lowest and highest
 MAX_CHANNELS = 2
-ENDPOINT_MS = (100, 10_000)  # shortest and longest pause that may end a segment
+ENDPOINT_MS = (200, 10_000)  # shortest and longest pause that may end a segment; within words some are quiet for 100
 SILENCE_MS = (500, 30_000)  # of silence that is let go of
 SEGMENT_MS = (2_000, 30_000)  # shortest and longest segment that may be the longest
 COMMIT_MS = (0, 60_000)

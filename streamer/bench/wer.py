@@ -33,7 +33,7 @@ from streamer.bench.task import Task, add_peers_argument, add_set_arguments, pee
 from streamer.recognizer import read_hotwords
 
 ALL = "all"  # conditions
-SHORT_S = 15.0  # utterances up to this length are compared with one pass over the whole
+SHORT_S = 20  # utterances that a segment may hold whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def measure_apart(systems: Sequence[str], choice: ModelChoice, task: Task) -> li
 
 
 def equal_to_offline(streaming: SystemReport, offline: SystemReport) -> tuple[int, int]:
-    """How many utterances of at most 15 s have the very same text through both paths, and how many there are."""
+    """How many utterances of at most `SHORT_S` have the very same text through both paths, and how many there are."""
     pairs = [
         (ours.text, whole.text)
         for name, of_set in streaming.hypotheses.items()

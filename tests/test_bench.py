@@ -48,9 +48,9 @@ def tone(seconds: float, hertz: float = 440) -> Samples:
 
 @pytest.fixture
 def speech_set(tmp_path: Path) -> Path:
-    """Three lines; their audio lasts 1, 2 and 16 s and lies beside the manifest."""
+    """Three lines; their audio lasts 1, 2 and 21 s and lies beside the manifest."""
     lines = ["path\tduration_s\tspeaker\ttranscript"]
-    for seconds, (path, transcript) in zip((1, 2, 16), TRANSCRIPTS.items(), strict=True):
+    for seconds, (path, transcript) in zip((1, 2, 21), TRANSCRIPTS.items(), strict=True):
         soundfile.write(tmp_path / path, tone(seconds), SAMPLE_RATE)
         lines.append(f"{path}\t{seconds}\tnobody\t{transcript}")
     manifest = tmp_path / "tiny.tsv"
@@ -126,7 +126,7 @@ def test_spelling() -> None:
 def test_a_set_of_files(speech_set: Path) -> None:
     utterances = list(read_set(speech_set))
     assert {u.path: u.transcript for u in utterances} == TRANSCRIPTS
-    assert [len(u.samples) for u in utterances] == [16_000, 32_000, 256_000]
+    assert [len(u.samples) for u in utterances] == [16_000, 32_000, 336_000]
     assert [u.path for u in read_set(speech_set, limit=2)] == ["one.wav", "two.wav"]
 
 
@@ -205,12 +205,12 @@ def test_conditions_do_what_they_say() -> None:
 
 def test_counts_and_comparison(speech_set: Path, tmp_path: Path) -> None:
     task = Task((speech_set,))
-    exact = {1: "MISTER HALE SAID TWENTY ONE", 2: "A QUOTED LINE", 16: "GO"}
-    streaming = measure("streaming", says(exact | {2: "A LINE", 16: "GONE GO"}), task)
+    exact = {1: "MISTER HALE SAID TWENTY ONE", 2: "A QUOTED LINE", 21: "GO"}
+    streaming = measure("streaming", says(exact | {2: "A LINE", 21: "GONE GO"}), task)
     offline = measure("offline", says(exact), task)
     assert streaming.errors("tiny") == WordErrors(0, 1, 1, 9)
     assert offline.errors("tiny") == WordErrors(0, 0, 0, 9)
-    assert equal_to_offline(streaming, offline) == (1, 2)  # the third lasts 16 s
+    assert equal_to_offline(streaming, offline) == (1, 2)  # the third lasts 21 s
     result = summary([streaming, offline], ModelChoice(), task)
     assert json.loads(json.dumps(result))["systems"][0]["sets"]["tiny"] == {
         "n_utterances": 3,
@@ -220,7 +220,7 @@ def test_counts_and_comparison(speech_set: Path, tmp_path: Path) -> None:
         "deletions": 1,
         "insertions": 1,
     }
-    assert result["systems"][0]["audio_s"] == 19.0
+    assert result["systems"][0]["audio_s"] == 24.0
     assert result["systems"][0]["peak_memory_mb"] > 10
     shown = table(result)
     assert "22.22" in shown and "equal to offline: 1 of 2" in shown
@@ -363,7 +363,7 @@ def test_recall_counts_listed_words_within_their_utterance() -> None:
 
 def test_hot_words_are_reported(speech_set: Path, tmp_path: Path) -> None:
     (tmp_path / "hot.txt").write_text("Hale\nfence\n")
-    exact = {1: "MISTER HALE SAID TWENTY ONE", 2: "A QUOTED LINE", 16: "GO"}
+    exact = {1: "MISTER HALE SAID TWENTY ONE", 2: "A QUOTED LINE", 21: "GO"}
     task = Task((speech_set,))
     reports = [
         measure("with", says(exact), task),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import soundfile
 from planted import PlantedModel, plant
 from serving import serving
 
+from core.acoustic import AcousticModel
 from core.audio import HOP, Samples, encode_pcm16
 from streamer.bench.capacity import HEADER, Level, Server, ramp, read_speech, row
+from streamer.bench.sizes import CONFIGS, save_random
 from streamer.hub import Limits
 
 SPEECH = encode_pcm16(plant("HELLO WORLD~~" * 3)[:-80])
@@ -75,6 +78,17 @@ def test_recordings_are_joined(tmp_path: Path) -> None:
     for name, rate in (("a.wav", 16_000), ("b.wav", 8_000)):
         soundfile.write(tmp_path / name, np.zeros(rate), rate)
     assert len(read_speech([tmp_path / "a.wav", tmp_path / "b.wav"])) == 2 * 32_000
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_random_weights_of_a_published_size(size: str, tiny_model_dir: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Written once as the published sizes are; here smaller, for the time it takes."""
+    monkeypatch.setitem(CONFIGS, size, replace(CONFIGS[size], num_hidden_layers=1))
+    save_random(size, str(tiny_model_dir), tmp_path)
+    model = AcousticModel.load(tmp_path)
+    assert (
+        model.config.hidden_size == CONFIGS[size].hidden_size and len(model.emit([np.zeros(4000, np.float32)])[0]) == 12
+    )
 
 
 def test_rows_fit_their_header() -> None:

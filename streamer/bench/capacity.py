@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
@@ -37,6 +38,7 @@ from clients.file import open_audio
 from clients.websocket import StreamClient, StreamError, stream_url
 from core.audio import FRAMES_PER_SECOND, HOP, RECEPTIVE_FIELD, SAMPLE_RATE, encode_pcm16
 from core.stream import StreamConfig
+from streamer.bench.sizes import CONFIGS, save_random
 from streamer.load import RECENT_S, quantile
 
 PACKET = SAMPLE_RATE // 10  # samples in one message
@@ -332,6 +334,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="recordings of speech")
     parser.add_argument("--url", metavar="ws://HOST:PORT", help="measure a running server instead of an own one")
     parser.add_argument("--api-key", metavar="KEY", help="of that server")
+    parser.add_argument("--config", choices=CONFIGS, help="own server: random weights of this size")
     parser.add_argument("--admission", action="store_true", help="let the own server refuse sessions, as it would")
     parser.add_argument("--refresh-ms", type=int, metavar="MS", help="as of `streamer serve`, of the own server")
     parser.add_argument("--start", type=int, default=1, metavar="N", help="sessions at first")
@@ -364,10 +367,16 @@ async def measured(args: argparse.Namespace, speech: bytes, show: Callable[[str]
     if args.url:
         return await ramp(Server(args.url, args.api_key), *plan)
     options = [] if args.admission else ["--no-load-limit"]
-    options += ["--model", args.model, "--device", args.device, "--dtype", args.dtype]
+    options += ["--device", args.device, "--dtype", args.dtype, "--lm", args.lm]
+    if args.hotwords is not None:
+        options += ["--hotwords", args.hotwords]
     if args.threads is not None:
         options += ["--threads", str(args.threads)]
     if args.refresh_ms is not None:
         options += ["--refresh-ms", str(args.refresh_ms)]
-    async with own_server(options) as server:
-        return await ramp(server, *plan)
+    with TemporaryDirectory() as directory:
+        if args.config:
+            save_random(args.config, args.model, Path(directory))
+        options += ["--model", directory if args.config else args.model]
+        async with own_server(options) as server:
+            return await ramp(server, *plan)

@@ -29,36 +29,25 @@ from core.configuration import Wav2Vec2Config
 from core.engine import Engine
 from core.stream import LATENCIES, StreamConfig
 from core.tokenizer import Wav2Vec2Tokenizer
-from core.wav2vec2 import Wav2Vec2ForCTC
 from streamer.bench.agreement import PRECISIONS, has
 from streamer.bench.arithmetic import ceilings, flops, timed_parts
 from streamer.bench.device import Emit, device_table, measure_device
 from streamer.bench.plots import plot_device, plot_speed, require_matplotlib
+from streamer.bench.sizes import CONFIGS, random_model
 from streamer.bench.steps import measure_steps, session_s
 from streamer.bench.wer import peak_memory_mb
 
 SAMPLE = Path(__file__).parents[2] / "core" / "assets" / "sample.wav"
-LARGE = Wav2Vec2Config(
-    hidden_size=1024,
-    num_hidden_layers=24,
-    num_attention_heads=16,
-    intermediate_size=4096,
-    feat_extract_norm="layer",
-    conv_bias=True,
-    do_stable_layer_norm=True,
-)
 GPU_SLOTS = 128
 # What is changed of the presets: nothing, and that steps compute whole windows.
 VARIANTS: dict[str, dict[str, Any]] = {"sessions_per_core": {}, "whole_sessions_per_core": {"refresh": 1000}}
-CONFIGS = {"base": Wav2Vec2Config(), "large": LARGE}
 
 
 def load_precision(name: str, config: str | None, directory: Path, device: torch.device) -> AcousticModel:
     """The checkpoint, or random weights of a published size with its tokenizer, in one precision of the device."""
     if config is None:
         return AcousticModel.load(directory, str(device), name)
-    torch.manual_seed(0)
-    model = fit(Wav2Vec2ForCTC(CONFIGS[config]), device, name)
+    model = fit(random_model(config), device, name)
     return AcousticModel(model, Wav2Vec2Tokenizer.from_pretrained(directory), config)
 
 

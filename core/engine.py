@@ -12,7 +12,6 @@ from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from core.acoustic import AcousticModel
 from core.audio import (
@@ -25,7 +24,6 @@ from core.audio import (
 )
 from core.commitment import UNSURE_AFTER, after, keep_committed, n_agreed
 from core.decoder import Decode, GreedyDecoder, WordSpan
-from core.endpoint import find_cut
 from core.feature_cache import Window, read_features
 from core.features import normalize
 from core.ring_buffer import RingBuffer
@@ -326,7 +324,7 @@ class Engine:
         stream.pending = None
         first = stream.frames.start_frame
         rows = Emission(log_probs, task.start_sample // HOP).since(first).log_probs
-        cut = self.cut(stream, task, self.is_letter[rows.argmax(1)])
+        cut = stream.cut(task, self.is_letter[rows.argmax(1)])
         if cut is None:
             return []
         if task.is_barrier:
@@ -343,36 +341,6 @@ class Engine:
         self.begin_segment(stream, cut)
         self.release(stream)
         return events
-
-    def cut(self, stream: Stream, task: Pass, has_letter: NDArray[np.bool_]) -> int | None:
-        """The frame before which the segment ends, by what its final pass has heard.
-
-        None where the segment goes on, or another pass, which is pending then, has to tell. A pause is told by the pass
-        that ends where the pause has just lasted long enough by its own letters, wherever those of the steps were.
-        """
-        first, n, rules = stream.frames.start_frame, len(has_letter), stream.config.endpoint
-        if task.is_barrier:
-            endpoint = stream.endpoint(has_letter, n)
-            if endpoint is None or not endpoint.has_speech:
-                return task.cut
-            stream.pending = stream.final_pass(endpoint)  # the last step was too early for it
-            return None
-        if not task.is_pause:
-            return first + find_cut(has_letter, rules, stream.n_committed_rows).cut
-        if not has_letter.any():
-            return task.cut
-        endpoint = stream.pause(has_letter)
-        if endpoint is None:
-            last = int(np.flatnonzero(has_letter)[-1])
-            stream.pause_frame = first + max(last + 1 + rules.after_speech, n + 1)
-            return None
-        if endpoint.end == n:
-            return first + endpoint.cut
-        if endpoint.end > n:
-            stream.pause_frame = first + endpoint.end - rules.slack
-        if endpoint.end < n or first + endpoint.end <= stream.frames.end_frame:
-            stream.pending = stream.final_pass(endpoint)
-        return None
 
     def begin_segment(self, stream: Stream, frame: int) -> None:
         frames, config = stream.frames.since(frame), stream.config

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from core.audio import HOP, SAMPLE_RATE, Samples, check_samples, n_frames, n_samples_for, to_seconds
 from core.decoder import Decode, WordSpan
-from core.endpoint import Endpoint, EndpointConfig, Measure, find_endpoint, find_pause
+from core.endpoint import Endpoint, EndpointConfig, Measure, find_cut, find_endpoint, find_pause
 from core.ring_buffer import RingBuffer
 from core.slots import Slot
 from core.statistics import Statistics
@@ -43,7 +43,7 @@ class StreamConfig:
     commit_after: int = 1000
     steady: bool = False  # partials show only words whose frames are stable: later, and few of them change
     refresh: int = 1000  # frames that a step computes again, besides the new ones (`core.tail`); here all
-    context: int = 100  # context of the final pass on either side, as far as audio is there
+    context: int = 100  # what the final pass hears before its segment, as far as audio is there
     backlog: int = 3000  # audio that may wait; what does not fit is a gap
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
 
@@ -255,18 +255,45 @@ class Stream:
         """Of the segment's frames, those that end with the last committed word."""
         return self.committed[-1].end_frame - self.frames.start_frame if self.committed else 0
 
+    @property
+    def pause_row(self) -> int:
+        """Of the segment's frames, the first by which a pause that ends it may have lasted long enough."""
+        return self.pause_frame - self.frames.start_frame
+
     def endpoint(self, has_letter: NDArray[np.bool_], n_stable: int) -> Endpoint | None:
         """`find_endpoint` in the segment, of which (n_frames,) rows have a letter."""
-        first = self.pause_frame - self.frames.start_frame
-        return find_endpoint(
-            has_letter, self.measure(len(has_letter)), n_stable, self.config.endpoint, self.n_committed_rows, first
-        )
-
-    def pause(self, has_letter: NDArray[np.bool_]) -> Endpoint | None:
-        """`find_pause` in all that a final pass has heard."""
-        first = self.pause_frame - self.frames.start_frame
         rules, measure = self.config.endpoint, self.measure(len(has_letter))
-        return find_pause(has_letter, measure, rules, 0, self.n_committed_rows, first)
+        return find_endpoint(has_letter, measure, n_stable, rules, self.n_committed_rows, self.pause_row)
+
+    def cut(self, task: Pass, has_letter: NDArray[np.bool_]) -> int | None:
+        """The frame before which the segment ends, by what its final pass has heard.
+
+        None where the segment goes on, or another pass, which is pending then, has to tell. A pause is told by the pass
+        that ends where the pause has just lasted long enough by its own letters, wherever those of the steps were.
+        """
+        first, n, rules = self.frames.start_frame, len(has_letter), self.config.endpoint
+        if task.is_barrier:
+            endpoint = self.endpoint(has_letter, n)
+            if endpoint is None or not endpoint.has_speech:
+                return task.cut
+            self.pending = self.final_pass(endpoint)  # the last step was too early for it
+            return None
+        if not task.is_pause:
+            return first + find_cut(has_letter, rules, self.n_committed_rows).cut
+        if not has_letter.any():
+            return task.cut
+        endpoint = find_pause(has_letter, self.measure(n), rules, 0, self.n_committed_rows, self.pause_row)
+        if endpoint is None:
+            last = int(np.flatnonzero(has_letter)[-1])
+            self.pause_frame = first + max(last + 1 + rules.after_speech, n + 1)
+            return None
+        if endpoint.end == n:
+            return first + endpoint.cut
+        if endpoint.end > n:
+            self.pause_frame = first + endpoint.end - rules.slack
+        if endpoint.end < n or first + endpoint.end <= self.frames.end_frame:
+            self.pending = self.final_pass(endpoint)
+        return None
 
     def measure(self, n: int) -> Measure:
         """Mean square of the samples of each of the segment's first `n` frames, a hop each."""
@@ -284,7 +311,7 @@ class Stream:
         return HOP * max(0, self.frames.start_frame - self.config.context)
 
     def final_pass(self, endpoint: Endpoint) -> Pass:
-        """The whole segment before an endpoint, with context on both sides."""
+        """The whole segment up to an endpoint and what follows it, with context before."""
         first = self.frames.start_frame
         end = n_samples_for(first + endpoint.end)
         return Pass(self.context_start, end, first + endpoint.cut, is_pause=endpoint.is_pause)

@@ -166,12 +166,10 @@ def share_cores(engines: Sequence[Engine], threads: int) -> int:
     samples = np.zeros(HOP * StreamConfig.preset("balanced").window, np.float32)
     slowest_s = 0.0
     for engine in engines:
-        times_s = []
-        for _ in range(4):  # the first is slow, and others may be while the machine is busy
-            began = time.perf_counter()
-            engine.model.emit([samples])
-            times_s.append(time.perf_counter() - began)
-        slowest_s = max(slowest_s, min(times_s))
+        engine.model.emit([samples])  # the first is slow
+        began = time.perf_counter()
+        engine.model.emit([samples])
+        slowest_s = max(slowest_s, time.perf_counter() - began)
     each = min(threads, math.ceil(slowest_s / STEP_S))
     torch.set_num_threads(each)
     return threads // each

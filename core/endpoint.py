@@ -103,13 +103,13 @@ def find_pause(
 
     Letters lie some frames elsewhere in a window than in the whole segment, and one at the end may not be heard yet.
     That there is a pause is said by the pass over the whole segment, whose result does not depend on windows; with
-    `slack` it is asked so many rows later, and although a letter may begin so many rows before.
+    `slack` it is asked so many rows later, and although the letters on either side may be so many rows further apart.
     """
     n, least = len(has_letter), config.after_speech
     half = least // 2
     first = max(first, committed + half)
     letters = np.flatnonzero(has_letter)
-    lasts = np.minimum(np.append(letters[1:] + slack, n), n - slack)  # the last row each run may be told by
+    lasts = np.minimum(np.append(letters[1:] + 2 * slack, n), n - slack)  # the last row each run may be told by
     for i in np.flatnonzero(lasts - letters > least):
         begin, last = int(letters[i]) + 1, int(lasts[i])
         earliest, surely = max(begin + least, first), begin + config.loud_factor * least

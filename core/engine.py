@@ -95,12 +95,8 @@ class Engine:
                 statistics = self.statistics(stream, task)
                 moments = (0.0, 1.0) if statistics is None else statistics.moments
                 resident[slot.slots][i] = Resident(slot, stream.buffer, task.start_sample, moments)
-            elif (
-                (stream.features is None and not self.model.halo)
-                or n < RECEPTIVE_FIELD
-                or (stream.statistics and task.cut is not None)
-            ):
-                plain[i] = self.window(stream, task)
+            elif task.cut is not None or n < RECEPTIVE_FIELD or (stream.features is None and not self.model.halo):
+                plain[i] = self.window(stream, task)  # of final passes: to the bit what an offline pass gives
             else:
                 place = task.start_sample, task.end_sample
                 features = stream.features
@@ -155,9 +151,8 @@ class Engine:
         joints: dict[int, Joint] = {}
         for i, (stream, task) in enumerate(work):
             if task.cut is None:
-                stable = stream.stable_after(task)
-                frames = stream.frames if stable >= stream.target else stream.shown
-                joints[i] = (frames, Emission(emitted[i], task.start_sample // HOP), stable)
+                frames = stream.shown if task.only_shows else stream.frames
+                joints[i] = (frames, Emission(emitted[i], task.start_sample // HOP), stream.stable_after(task))
         joined = dict(zip(joints, stitch_all(list(joints.values()), self.alphabet.silent), strict=True))
         return [joined.get(i) for i in range(len(work))]
 
@@ -207,7 +202,7 @@ class Engine:
         statistics = stream.statistics
         if statistics is None:
             return None
-        if task.cut is None and stream.stable_after(task) < stream.target:
+        if task.only_shows:
             statistics = replace(statistics)  # a step that may be left out leaves no trace
         statistics.hear(stream.buffer, task.end_sample)
         return statistics
@@ -215,13 +210,13 @@ class Engine:
     def advance(self, stream: Stream, task: Pass, frames: StitchedFrames) -> list[Event]:
         """Takes over the frames of a step; perhaps a partial, perhaps an endpoint."""
         config = stream.config
-        stream.shown = frames
-        stable = stream.stable_after(task)
-        if stable < stream.target:
+        if frames.stable_frame >= stream.shown.stable_frame:
+            stream.shown = frames
+        if task.only_shows:
             return self.partial(stream)
         stream.frames = frames
         has_letter = self.is_letter[frames.ids]
-        stream.target = stable + config.hop * hops_to_endpoint(has_letter, frames.n_stable, config)
+        stream.target = stream.stable_after(task) + config.hop * hops_to_endpoint(has_letter, frames.n_stable, config)
         endpoint = stream.endpoint(has_letter, frames.n_stable)
         events: list[Event] = []
         if endpoint is None or endpoint.has_speech:
@@ -345,9 +340,11 @@ class Engine:
     def begin_segment(self, stream: Stream, frame: int) -> None:
         frames, config = stream.frames.since(frame), stream.config
         stream.processed_frame = stream.n_processed // HOP
+        is_ahead = stream.shown.stable_frame > stream.frames.stable_frame
         # The next window ends here: rows beyond would have nothing to replace them.
         n = frames.n_stable + config.hop + config.right
-        stream.frames = stream.shown = frames.until(n)
+        stream.frames = frames.until(n)
+        stream.shown = stream.shown.since(frame) if is_ahead else stream.frames
         stream.target = stream.frames.stable_frame + config.hop
         stream.committed = stream.settled = ()
         stream.reviews = ()

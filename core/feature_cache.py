@@ -2,7 +2,8 @@
 
 With layer norm, and input that is taken as it is, what the extractor makes of a frame depends on its receptive field
 alone, and all windows start on the frame grid: a window's features are those that earlier windows of its stream left
-in a ring, and the new ones. Up to the rounding of products of other sizes nothing changes.
+in a ring, and the new ones. Up to the rounding of products of other sizes nothing changes; final passes, which are to
+be to the bit what an offline pass is, compute their own.
 
 Where convolutions are padded, the frames next to either end of a window hear padding instead of what lies beyond (the
 model's halo): a stream's windows are computed with what lies before them, and their last frames are not kept.

@@ -108,6 +108,7 @@ class Pass:
     is_barrier: bool = False  # a final pass that a flush asked for
     is_pause: bool = False  # a final pass that ends the segment only if it finds the pause, too
     is_review: bool = False  # as a final pass, but the segment goes on
+    only_shows: bool = False  # a step between those that can end the segment
 
 
 Told = tuple[list[WordSpan], list[Word], int]  # spans, the words of all but the last, and how many are committed
@@ -144,7 +145,7 @@ class Stream:
         self.buffer = RingBuffer(n_samples_for(segment + config.context + config.backlog + halo))
         self.features = RingBuffer(segment + config.context, 32, n_features) if n_features else None
         self.frames = empty(0, n_vocab)  # of the running segment, up to the last step that could end it
-        self.shown = self.frames  # the same, and the steps since that only show partials
+        self.shown = self.frames  # the same, and the steps that only show partials beyond
         self.shows_all = True  # False leaves those out
         self.shows_newest = False  # True leaves out all of them but the last that there is audio for
         self.target = config.hop  # first frame that is not stable after the next step that can end the segment
@@ -221,33 +222,52 @@ class Stream:
         """The window to run next; None where more samples are needed first."""
         if self.pending is not None:
             return self.pending
-        config = self.config
-        limit = self.barriers[0] if self.barriers else self.n_samples
-        stable = self.target
-        if self.shows_all:
-            ahead = (n_frames(limit) - config.right - self.shown.stable_frame) // config.hop
-            hops = max(1, ahead) if self.shows_newest else 1
-            stable = min(self.target, self.shown.stable_frame + hops * config.hop)
-        end = n_samples_for(stable + config.right)
-        if end <= limit:
-            return Pass(HOP * max(0, stable - config.hop - config.left), end)
+        stable = min(self.target, self.next_shown) if self.shows_all else self.target
+        if (step := self.step_to(stable, only_shows=stable < self.target)) is not None:
+            return step
         if self.barriers:
-            cut = max(n_frames(limit), self.frames.start_frame)
-            return Pass(self.context_start, limit, cut, is_barrier=True)
+            cut = max(n_frames(self.limit), self.frames.start_frame)
+            return Pass(self.context_start, self.limit, cut, is_barrier=True)
         return None
 
+    def next_meanwhile(self) -> Pass | None:
+        """A step that only shows a partial, for the time in which the final pass that is next is run elsewhere."""
+        if not self.shows_all or self.next_shown > self.target + self.config.window:
+            return None
+        return self.step_to(self.next_shown, only_shows=True)
+
+    @property
+    def limit(self) -> int:
+        """Samples that may be heard now."""
+        return self.barriers[0] if self.barriers else self.n_samples
+
+    @property
+    def next_shown(self) -> int:
+        """First frame that is not stable after the next step that shows a partial."""
+        config, shown = self.config, self.shown.stable_frame
+        ahead = (n_frames(self.limit) - config.right - shown) // config.hop if self.shows_newest else 1
+        return shown + max(1, ahead) * config.hop
+
+    def step_to(self, stable: int, only_shows: bool) -> Pass | None:
+        """The step after which that is the first frame that is not stable; None where its samples are not there yet."""
+        config = self.config
+        end = n_samples_for(stable + config.right)
+        start = HOP * max(0, stable - config.hop - config.left)
+        return Pass(start, end, only_shows=only_shows) if end <= self.limit else None
+
     def stable_after(self, step: Pass) -> int:
-        """First frame that is not stable after a step; short of `target` it can only show a partial."""
+        """First frame that is not stable after a step."""
         return n_frames(step.end_sample) - self.config.right
 
     def memory_for(self, step: Pass) -> Memory:
         """What a step goes on from. Those that can end the segment hang on no step that may be left out."""
-        return replace(self.shown_memory if self.stable_after(step) < self.target else self.memory)
+        return replace(self.shown_memory if step.only_shows else self.memory)
 
     def remember(self, step: Pass, memory: Memory) -> None:
         """Keeps what a step has computed."""
-        self.shown_memory = memory
-        if step.cut is None and self.stable_after(step) >= self.target:
+        if memory.end_frame >= self.shown_memory.end_frame:
+            self.shown_memory = memory
+        if step.cut is None and not step.only_shows:
             self.memory = memory
 
     @property

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from core.audio import FRAMES_PER_SECOND, RECEPTIVE_FIELD, SAMPLE_RATE, Samples
 from core.engine import Engine
+from core.stitcher import LogProbs
 from core.stream import Pass, Stream, StreamConfig
 from core.transcript import Event
 from streamer.hotwords import HotWords
@@ -80,6 +81,17 @@ Deliver = Callable[[Sequence[Output]], None]
 
 
 @dataclass(eq=False, slots=True)
+class Hearing:
+    """A final pass that waits for a worker, or that one runs, while another shows partials of the same stream."""
+
+    task: Pass
+    due: float
+    has_begun: bool = False
+    log_probs: LogProbs | None = None  # when it is done
+    seconds: float = 0.0  # that it took
+
+
+@dataclass(eq=False, slots=True)
 class Job:
     """One stream in the scheduler. Only the scheduler's threads touch anything but the inbox, one at a time."""
 
@@ -93,6 +105,7 @@ class Job:
     arrivals: deque[tuple[int, float]] = field(default_factory=deque)  # (samples of the stream, when they came)
     answer: Flushed | Finished | None = None  # due as soon as the stream is not ready any more
     task: Pass | None = None  # the window to run next
+    hearing: Hearing | None = None
     due: float = 0.0  # when real time would have brought its audio
     heard: int = 0  # samples up to the end of the last window
     heard_due: float = 0.0  # `due` of that
@@ -113,9 +126,25 @@ class Job:
     def is_at_work(self, now: float) -> bool:
         return not self.is_over and (self.opened_at > now - YOUNG_S or self.stepped_at > now - IDLE_S)
 
+    @property
+    def heard_final(self) -> Hearing | None:
+        """The final pass that has been run, where taking it in is what is next."""
+        hearing = self.hearing
+        return hearing if hearing and hearing.log_probs is not None and hearing.task is self.task else None
+
+    def next_task(self) -> Pass | None:
+        """The stream's next window, or what may be done before."""
+        if self.hearing is None:
+            return self.stream.next_pass()
+        is_running = self.hearing.has_begun and self.hearing.log_probs is None
+        return self.stream.next_meanwhile() if is_running else self.hearing.task
+
     def plan(self, task: Pass, now: float) -> None:
         """Notes when the window of `task` is due. What comes faster than real time is due as if it did not."""
         self.task, self.due = task, self.heard_due
+        if self.hearing is not None and self.hearing.task is task:
+            self.due = self.hearing.due
+            return
         if task.is_barrier:  # so that one who flushes after every word does not come before all others
             self.due = min(max(self.heard_due, now) + FLUSH_S, now + AHEAD_S)
         if task.cut is not None:

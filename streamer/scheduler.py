@@ -6,7 +6,7 @@ the stream has no room for stays in the inbox, and its owner must stop reading w
 `Session.is_behind`).
 
 On a processor several threads of one core each do more than one with all cores, whose products are too small to share;
-and while a final pass takes one of them, which may be half a second, the others show partials.
+and while a final pass takes one of them, which may be half a second, the others show partials, of its stream too.
 
 A batch holds windows of one length and one model: padding would change what they say. When sessions that speak in
 real time get late, steps that only show partials are left out (the hop widens), and everybody is told; before
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.audio import FRAMES_PER_SECOND, SAMPLE_RATE
+from core.audio import FRAMES_PER_SECOND, SAMPLE_RATE, Samples
 from core.decoder import Decode
 from core.engine import Engine
 from core.stitcher import LogProbs, StitchedFrames
@@ -35,6 +35,7 @@ from streamer.job import (
     Failed,
     Finished,
     Flushed,
+    Hearing,
     Item,
     Job,
     OfChannel,
@@ -270,20 +271,68 @@ class Scheduler:
         """Feeds the streams and runs one batch; False where nothing was ready, or only what must wait."""
         with self.turn:
             batch = self.take_batch(self.clock())
+            is_final = bool(batch) and is_final_pass(batch[0])
+            samples = self.begin_hearing(batch[0]) if is_final else None
         if not batch:
             return False
-        is_final = is_final_pass(batch[0])
         try:
-            self.run_batch(batch)
+            if samples is None:
+                self.run_batch(batch)
+            else:
+                self.hear(batch[0], samples)
         finally:
             with self.wake:
                 self.n_finals -= is_final
-                for job in batch:
-                    job.is_running = False
-                    if not job.is_over:
-                        self.active[job] = None
+                for job in batch if samples is None else []:
+                    self.give_back(job)
                 self.changed()
         return True
+
+    def give_back(self, job: Job) -> None:
+        """Any worker may run it from now on. Under `wake`."""
+        job.is_running = False
+        if not job.is_over:
+            self.active[job] = None
+
+    def begin_hearing(self, job: Job) -> Samples | None:
+        """The samples of a final pass during which other workers go on with its job; None where it is run as a step."""
+        task = job.task
+        if task is None or job.heard_final is not None:
+            return None
+        if not self.goes_on(job):
+            job.hearing = None
+            return None
+        samples = job.engine.window(job.stream, task)
+        job.hearing, job.task = Hearing(task, job.due, has_begun=True), None
+        with self.wake:
+            self.give_back(job)
+        return samples
+
+    def goes_on(self, job: Job) -> bool:
+        """Whether the stream of a final pass can show partials until that has been run."""
+        task = job.task
+        is_apart = task is not None and task.cut is not None and not task.is_barrier and not task.is_review
+        return is_apart and self.n_workers > 1 and not job.engine.slots and job.stream.shows_all
+
+    def plan_meanwhile(self, job: Job, now: float) -> bool:
+        """Puts a partial before a final pass that no worker is there for; False where there is none."""
+        step = job.stream.next_meanwhile() if self.goes_on(job) else None
+        if step is None or job.task is None:
+            return False
+        job.hearing = job.hearing or Hearing(job.task, job.due)
+        job.plan(step, now)
+        return True
+
+    def hear(self, job: Job, samples: Samples) -> None:
+        """Runs a final pass; whoever takes the job next takes in what it says."""
+        hearing, began = job.hearing, self.clock()
+        assert hearing is not None
+        try:
+            log_probs = job.engine.model.emit([samples])[0]
+            hearing.seconds = self.clock() - began
+            hearing.log_probs = log_probs
+        except Exception:
+            self.give_up(job)
 
     def take_batch(self, now: float) -> list[Job]:
         """Feeds the streams; the jobs to run now, which no other worker sees until they are given back."""
@@ -292,7 +341,7 @@ class Scheduler:
             self.adapt(now)
         ready = [job for job in jobs if self.feed(job, now)]
         with self.wake:
-            batch = self.choose(ready) if ready else []
+            batch = self.choose(ready, now) if ready else []
             self.n_finals += bool(batch) and is_final_pass(batch[0])
             for job in batch:
                 job.is_running = True
@@ -302,20 +351,21 @@ class Scheduler:
         return batch
 
     def run_batch(self, batch: Sequence[Job]) -> None:
-        began = self.clock()
+        heard = batch[0].heard_final
+        began = self.clock() - (0.0 if heard is None else heard.seconds)
         results = self.step(batch)
         done = self.clock()
         audio_s, n_still = 0.0, 0
         for job, task, events in results:
-            due = job.due
-            if job.stream.is_still:
+            due, is_new = job.due, task.end_sample > job.heard
+            if job.stream.is_still and heard is None:
                 n_still += 1
             else:
                 audio_s += (task.end_sample - task.start_sample) / SAMPLE_RATE
             job.moved(task, done)
             job.stream.shows_newest = False
             with self.wake:
-                if task.cut is None and due <= done:
+                if task.cut is None and is_new and due <= done:
                     self.responses.add(Response(done, done - due, job.hop_s))
             outputs: list[Output] = [*events, Progress(job.stream.n_processed)]
             if job.told_widened != self.is_widened and job.wants_partials:
@@ -341,16 +391,16 @@ class Scheduler:
         elif self.is_widened and late < CALM and needed < FREE and now - self.widened_at > CALM_S:
             self.is_widened = False
 
-    def choose(self, ready: Sequence[Job]) -> list[Job]:
+    def choose(self, ready: Sequence[Job], now: float) -> list[Job]:
         """The job with the earliest deadline, and those that can share its batch without making it long.
 
         One worker stays free of final passes, which may be long.
         """
-        queue = sorted(ready, key=lambda job: job.deadline)
         if self.n_finals and self.n_finals >= self.n_workers - 1:
-            queue = [job for job in queue if not is_final_pass(job)]
-            if not queue:
+            ready = [job for job in ready if job.heard_final or not is_final_pass(job) or self.plan_meanwhile(job, now)]
+            if not ready:
                 return []
+        queue = sorted(ready, key=lambda job: job.deadline)
         first = queue[0]
         if is_final_pass(first) and not first.engine.slots:
             return [first]  # no final hangs on who else spoke: sums differ in their last bits from batch to batch
@@ -398,7 +448,7 @@ class Scheduler:
                             raise RuntimeError(f"A stream with room for {room} samples waits for more")
                         job.inbox.appendleft((at, item[room:]))
                         break
-            task = None if job.is_over else stream.next_pass()
+            task = None if job.is_over else job.next_task()
         except Exception:
             logger.exception("a stream broke while it was fed")
             self.fail(job, "internal", "the recogniser failed on this session's audio")
@@ -410,7 +460,7 @@ class Scheduler:
             if now - job.due > job.hop_s and not stream.shows_newest:
                 # Too late for that partial: rather a newer one, if there is audio for it.
                 stream.shows_newest = True
-                newer = stream.next_pass()
+                newer = job.next_task()
                 if newer is not None and newer != task:
                     job.plan(newer, now)
         return task is not None
@@ -432,7 +482,11 @@ class Scheduler:
         emitted: list[LogProbs] = []
         joined: list[StitchedFrames | None] = [None] * len(work)
         try:
-            emitted = engine.emit(passes)
+            heard = batch[0].heard_final
+            if heard is None or heard.log_probs is None:
+                emitted = engine.emit(passes)
+            else:
+                emitted, batch[0].hearing = [heard.log_probs], None
             joined = engine.join(passes, emitted)
         except Exception:
             logger.exception("a batch of %d failed; trying its streams one by one", len(batch))

@@ -45,9 +45,12 @@ def test_a_pause(line: str, lasted: int | None) -> None:
 
 
 def test_a_pause_that_seems_a_little_short_is_asked_for() -> None:
-    line = "#####" + "." * 9 + "o####"
-    assert find_endpoint(*segment(line), len(line), RULES) == Endpoint(10, 16, is_pause=True)
-    assert find_endpoint(*segment(line), len(line), RULES, first=16) is None, "what was found to be none"
+    for n in (9, 10 - 2 * RULES.slack):
+        line = "#####" + "." * n + "oo####"
+        assert find_endpoint(*segment(line), len(line), RULES) == Endpoint(10, 16, is_pause=True)
+        assert find_endpoint(*segment(line), len(line), RULES, first=17) is None, "what was found to be none"
+    line = "#####" + "." * 7 + "oo####"
+    assert find_endpoint(*segment(line), len(line), RULES) is None
 
 
 def test_silence_is_let_go_of() -> None:

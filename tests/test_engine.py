@@ -440,6 +440,45 @@ def test_steps_left_out_change_no_final(data: st.DataObject, edge: int, jitter: 
         assert fewer <= n
 
 
+@settings(deadline=None, max_examples=40)
+@given(data=st.data(), edge=st.integers(0, 6), jitter=st.integers(0, 2))
+def test_partials_shown_while_a_final_pass_runs_change_no_final(data: st.DataObject, edge: int, jitter: int) -> None:
+    samples = plant(TEXT, gap=data.draw(st.integers(2, 5)))
+    rules = EndpointConfig(after_speech=data.draw(st.integers(30, 90)), max_length=data.draw(st.integers(180, 400)))
+    hop, right = data.draw(st.integers(5, 30)), data.draw(st.integers(0, 30))
+    commit_after = data.draw(st.sampled_from([20, 1000]))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+
+    def events_with(is_apart: bool) -> list[Event]:
+        engine = Engine(PlantedModel(edge=edge, jitter=jitter))
+        stream = engine.new_stream(StreamConfig(hop=hop, right=right, commit_after=commit_after, endpoint=rules))
+        events: list[Event] = []
+        at = 0
+        while at < len(samples) or not stream.is_finished:
+            n = int(rng.integers(1, 20_000))
+            stream.push(samples[at : at + n])
+            at += n
+            if at >= len(samples):
+                stream.finish()
+            while (task := stream.next_pass()) is not None:
+                rows = engine.emit([(stream, task)])[0]
+                if is_apart and task.cut is not None and not task.is_review:
+                    for _ in range(int(rng.integers(0, 30))):
+                        stream.shows_newest = rng.random() < 0.5
+                        if at < len(samples):
+                            stream.push(samples[at : at + 4000])
+                            at += 4000
+                        if (step := stream.next_meanwhile()) is not None:
+                            events += engine.apply(stream, step, engine.emit([(stream, step)])[0])
+                    assert stream.next_pass() == task
+                events += engine.apply(stream, task, rows)
+        return events
+
+    meanwhile, expected = events_with(True), events_with(False)
+    check_contract(meanwhile)
+    assert finals(meanwhile) == finals(expected)
+
+
 def test_of_the_partials_that_are_late_the_newest_alone_is_shown() -> None:
     engine = Engine(PlantedModel())
     stream = engine.new_stream(StreamConfig(hop=20, right=10, endpoint=EndpointConfig(after_speech=100)))

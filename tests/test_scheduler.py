@@ -1,7 +1,7 @@
 """The scheduler without its thread, on planted audio; and once with it."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -453,6 +453,83 @@ def test_one_worker_stays_free_of_final_passes() -> None:
     may_end.set()
     assert all(one.wait(60) for one in ended)
     scheduler.close()
+
+
+class Recorder:
+    """What a job is told, and a way to wait for it."""
+
+    def __init__(self) -> None:
+        self.outputs: list[Output] = []
+        self.came = threading.Condition()
+
+    def __call__(self, outputs: Sequence[Output]) -> None:
+        with self.came:
+            self.outputs.extend(outputs)
+            self.came.notify_all()
+
+    def wait(self, is_there: Callable[[Output], bool]) -> bool:
+        with self.came:
+            return self.came.wait_for(lambda: any(map(is_there, self.outputs)), 60)
+
+
+def test_a_stream_shows_partials_while_its_own_final_pass_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_at_final, may_end = threading.Event(), threading.Event()
+    scheduler = Scheduler(Engine(PlantedModel()), workers=2)  # type: ignore[arg-type]
+    hear = scheduler.hear
+
+    def slow(job: Job, samples: Samples) -> None:
+        is_at_final.set()
+        assert may_end.wait(60)
+        hear(job, samples)
+
+    monkeypatch.setattr(scheduler, "hear", slow)
+    scheduler.start()
+    told = Recorder()
+    job = scheduler.open(CONFIG, told)
+    hello, world = plant("HELLO~~")[:-80], plant("WORLD~~~~")
+    scheduler.submit(job, [hello])
+    assert is_at_final.wait(60)
+    scheduler.submit(job, [world[:20_000]])
+    assert told.wait(lambda output: isinstance(output, Transcript) and output.text.endswith("WORLD"))
+    assert not finals(told.outputs)
+    scheduler.submit(job, [world[20_000:], Command.FINISH])
+    may_end.set()
+    assert told.wait(lambda output: isinstance(output, Finished))
+    scheduler.close()
+    assert finals(told.outputs) == ["HELLO", "WORLD"]
+    progress = [output.n_processed for output in told.outputs if isinstance(output, Progress)]
+    assert progress == sorted(progress)
+
+
+def test_a_final_pass_that_fails_apart_ends_its_own_session_only(caplog: pytest.LogCaptureFixture) -> None:
+    class LastStraw(PlantedModel):
+        def emit(self, windows: Sequence[Samples]) -> list[np.ndarray]:
+            if threading.current_thread() in busy:
+                raise RuntimeError("out of memory")
+            return super().emit(windows)
+
+    busy: set[threading.Thread] = set()
+    scheduler = Scheduler(Engine(LastStraw()), workers=2)  # type: ignore[arg-type]
+    hear = scheduler.hear
+
+    def poisoned(job: Job, samples: Samples) -> None:
+        if job is broken:
+            busy.add(threading.current_thread())
+        hear(job, samples)
+        busy.clear()
+
+    scheduler.hear = poisoned  # type: ignore[method-assign]
+    scheduler.start()
+    told = [Recorder(), Recorder()]
+    broken, whole = (scheduler.open(CONFIG, one) for one in told)
+    for job in (broken, whole):
+        scheduler.submit(job, [plant("HELLO~~~"), Command.FINISH])
+    assert told[0].wait(lambda output: isinstance(output, Failed))
+    assert told[1].wait(lambda output: isinstance(output, Finished))
+    scheduler.close()
+    assert isinstance(told[0].outputs[-1], Failed) and not finals(told[0].outputs)
+    assert finals(told[1].outputs) == ["HELLO"]
+    assert "out of memory" in caplog.text
 
 
 @pytest.mark.parametrize(("step_s", "workers"), [(0.01, 4), (0.29, 4), (0.31, 2), (0.7, 1), (9.0, 1)])

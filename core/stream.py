@@ -232,7 +232,7 @@ class Stream:
 
     def next_meanwhile(self) -> Pass | None:
         """A step that only shows a partial, for the time in which the final pass that is next is run elsewhere."""
-        if not self.shows_all or self.next_shown > self.target + self.config.window:
+        if self.next_shown > self.target + self.config.window:
             return None
         return self.step_to(self.next_shown, only_shows=True)
 
@@ -245,8 +245,10 @@ class Stream:
     def next_shown(self) -> int:
         """First frame that is not stable after the next step that shows a partial."""
         config, shown = self.config, self.shown.stable_frame
-        ahead = (n_frames(self.limit) - config.right - shown) // config.hop if self.shows_newest else 1
-        return shown + max(1, ahead) * config.hop
+        hops = 1 if self.shows_all else config.most_hops
+        if self.shows_newest:
+            hops = max(hops, min((n_frames(self.limit) - config.right - shown) // config.hop, config.most_hops))
+        return shown + hops * config.hop
 
     def step_to(self, stable: int, only_shows: bool) -> Pass | None:
         """The step after which that is the first frame that is not stable; None where its samples are not there yet."""

@@ -7,12 +7,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from core.audio import FRAMES_PER_SECOND, RECEPTIVE_FIELD, SAMPLE_RATE, Samples
+from core.audio import FRAMES_PER_SECOND, HOP, RECEPTIVE_FIELD, SAMPLE_RATE, Samples
 from core.engine import Engine
 from core.stitcher import LogProbs
 from core.stream import Pass, Stream, StreamConfig
 from core.transcript import Event
 from streamer.hotwords import HotWords
+from streamer.load import step_s
 
 AHEAD_S = 2.0  # audio sent faster than real time is put behind that of others by this much at most
 CATCH_UP = 0.9  # a session that was ahead once counts as real time again after ten times that
@@ -159,6 +160,14 @@ class Job:
         """The window of `task` has been run."""
         self.heard, self.heard_due = max(self.heard, task.end_sample), self.due
         self.stepped_at, self.task = now, None
+
+    def computed_s(self) -> float:
+        """Seconds that are computed of the window to run next."""
+        task, config = self.task, self.stream.config
+        assert task is not None
+        if task.cut is not None or self.engine.slots:
+            return (task.end_sample - task.start_sample) / SAMPLE_RATE
+        return step_s(config, max(0, task.end_sample - self.heard) / HOP, is_whole=False)
 
     @property
     def window_samples(self) -> int:

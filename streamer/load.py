@@ -1,8 +1,8 @@
 """What the model's time is spent on: how long a step takes, how late it comes, and whether one more session fits.
 
 Sans clock, and for one thread at a time: times are passed in. The cost of a batch is a line,
-`base + slope * seconds of windows`, fitted to the batches so far with slow forgetting: on a CPU the slope counts, on
-a GPU the base.
+`base + slope * seconds that are computed of its windows`, fitted to the batches so far with slow forgetting: on a CPU
+the slope counts, on a GPU the base.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RECENT_S = 10.0  # the quantiles are of this time
 KEPT = 4096  # responses, at most
 FULLEST = 0.85  # share of the model's time that sessions may need
 ENOUGH = 20  # responses that tell something
-FINAL_RATE = 1.7  # windows of final passes, seconds a second of speech: its segment, and context around it
+FINAL_RATE = 1.7  # final passes compute so many seconds a second of speech: its segment, and context around it
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,16 @@ class Response:
         return self.seconds / self.hop_s
 
 
-def rate(config: StreamConfig, shows_all: bool) -> float:
-    """Seconds of windows that a second of speech costs."""
-    hops = 1.0 if shows_all else max(1.0, 0.8 * config.most_hops)
-    return config.window / (config.hop * hops) + FINAL_RATE
+def step_s(config: StreamConfig, n_new: float, is_whole: bool) -> float:
+    """Seconds that a step with so many new frames computes of its window: all, or what `core.tail` leaves."""
+    n = config.window if is_whole else min(config.window, config.refresh + n_new)
+    return n / FRAMES_PER_SECOND
+
+
+def rate(config: StreamConfig, shows_all: bool, is_whole: bool) -> float:
+    """Seconds to compute for a second of speech."""
+    n_new = config.hop * (1.0 if shows_all else max(1.0, 0.8 * config.most_hops))
+    return step_s(config, n_new, is_whole) * FRAMES_PER_SECOND / n_new + FINAL_RATE
 
 
 class Cost:
@@ -49,7 +55,7 @@ class Cost:
         self.weight = self.x = self.y = self.xx = self.xy = 0.0  # forgetting sums
 
     def add(self, audio_s: float, step_s: float) -> None:
-        """A batch with so many seconds of windows took so long."""
+        """A batch that computed so many seconds of its windows took so long."""
         self.weight = FORGET * self.weight + 1
         self.x = FORGET * self.x + audio_s
         self.y = FORGET * self.y + step_s
@@ -68,13 +74,13 @@ class Cost:
         return mean_y - slope * mean_x, slope
 
     def utilisation(self, rate: float) -> float:
-        """Share of the time that this many seconds of windows a second need, however they are batched."""
+        """Share of the time that computing so many seconds a second needs, however they are batched."""
         return self.line()[1] * rate
 
-    def step_s(self, window_s: float, utilisation: float) -> float:
+    def response_s(self, audio_s: float, utilisation: float) -> float:
         """From a step's audio to its result, where so much of the time is taken: its own, and those it waits for."""
         base, slope = self.line()
-        return (base + slope * window_s) / (1 - utilisation) if utilisation < FULLEST else math.inf
+        return (base + slope * audio_s) / (1 - utilisation) if utilisation < FULLEST else math.inf
 
 
 class Responses:

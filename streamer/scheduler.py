@@ -43,7 +43,7 @@ from streamer.job import (
     Progress,
     Widened,
 )
-from streamer.load import Cost, Response, Responses, rate, window_s
+from streamer.load import Cost, Response, Responses, rate, step_s, window_s
 
 logger = logging.getLogger(__name__)
 
@@ -207,19 +207,20 @@ class Scheduler:
             busy = [job for job in self.jobs if job.is_at_work(now)]
             if not busy:
                 return True
-            cost = self.costs[engine or self.engine]
-            needed = (
-                self.utilisation(busy, shows_all=False)
-                + channels * cost.utilisation(rate(config, False)) / self.n_workers
-            )
-            if cost.step_s(window_s(config), needed) > config.hop / FRAMES_PER_SECOND:
+            engine = engine or self.engine
+            cost, is_whole = self.costs[engine], bool(engine.slots)
+            new = channels * cost.utilisation(rate(config, False, is_whole)) / self.n_workers
+            needed = self.utilisation(busy, shows_all=False) + new
+            if cost.response_s(step_s(config, config.hop, is_whole), needed) > config.hop / FRAMES_PER_SECOND:
                 return False
             return self.responses.lateness(now) * (len(busy) + channels) <= len(busy)
 
     def utilisation(self, jobs: Sequence[Job], shows_all: bool) -> float:
         """Share of the workers' time that these need in real time."""
-        rates = ((job, rate(job.stream.config, shows_all and job.wants_partials)) for job in jobs)
-        return sum(self.costs[job.engine].utilisation(windows) for job, windows in rates) / self.n_workers
+        rates = (
+            (job, rate(job.stream.config, shows_all and job.wants_partials, bool(job.engine.slots))) for job in jobs
+        )
+        return sum(self.costs[job.engine].utilisation(seconds) for job, seconds in rates) / self.n_workers
 
     def step_quantile_s(self, q: float) -> float:
         """Seconds from a step's audio to its result, of the last ten seconds' steps in real time; from any thread."""
@@ -312,7 +313,7 @@ class Scheduler:
         """Whether the stream of a final pass can show partials until that has been run."""
         task = job.task
         is_apart = task is not None and task.cut is not None and not task.is_barrier and not task.is_review
-        return is_apart and self.n_workers > 1 and not job.engine.slots and job.stream.shows_all
+        return is_apart and self.n_workers > 1 and not job.engine.slots and job.wants_partials
 
     def plan_meanwhile(self, job: Job, now: float) -> bool:
         """Puts a partial before a final pass that no worker is there for; False where there is none."""
@@ -361,7 +362,7 @@ class Scheduler:
             if job.stream.is_still and heard is None:
                 n_still += 1
             else:
-                audio_s += (task.end_sample - task.start_sample) / SAMPLE_RATE
+                audio_s += job.computed_s()
             job.moved(task, done)
             job.stream.shows_newest = False
             with self.wake:
@@ -405,7 +406,7 @@ class Scheduler:
         if is_final_pass(first) and not first.engine.slots:
             return [first]  # no final hangs on who else spoke: sums differ in their last bits from batch to batch
         base, slope = self.costs[first.engine].line()
-        seconds = first.window_samples / SAMPLE_RATE
+        seconds = first.computed_s()
         room_s = SHARE_OF_HOP * first.hop_s - base
         n = self.max_batch if slope == 0 else int(min(self.max_batch, max(1.0, room_s / (slope * seconds))))
         alike = (job for job in queue if job.engine is first.engine and job.window_samples == first.window_samples)

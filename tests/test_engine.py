@@ -464,7 +464,7 @@ def test_partials_shown_while_a_final_pass_runs_change_no_final(data: st.DataObj
                 rows = engine.emit([(stream, task)])[0]
                 if is_apart and task.cut is not None and not task.is_review:
                     for _ in range(int(rng.integers(0, 30))):
-                        stream.shows_newest = rng.random() < 0.5
+                        stream.shows_newest, stream.shows_all = rng.random() < 0.5, rng.random() < 0.5
                         if at < len(samples):
                             stream.push(samples[at : at + 4000])
                             at += 4000

@@ -65,6 +65,11 @@ class Engine:
         n_features = 0 if self.model.n_slots else self.model.n_features
         return Stream(config, n_vocab, self.model.statistics(), decode or self.decode, n_features, self.model.halo)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether steps compute all of their windows: no features are kept here for `core.tail`."""
+        return bool(self.model.n_slots) or not self.model.n_features
+
     def step(self, streams: Sequence[Stream]) -> list[list[Event]]:
         """Runs one window of every stream that is ready, as one batch.
 

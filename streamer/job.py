@@ -165,7 +165,7 @@ class Job:
         """Seconds that are computed of the window to run next."""
         task, config = self.task, self.stream.config
         assert task is not None
-        if task.cut is not None or self.engine.slots:
+        if task.cut is not None or self.engine.is_whole:
             return (task.end_sample - task.start_sample) / SAMPLE_RATE
         return step_s(config, max(0, task.end_sample - self.heard) / HOP, is_whole=False)
 

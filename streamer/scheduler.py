@@ -208,7 +208,7 @@ class Scheduler:
             if not busy:
                 return True
             engine = engine or self.engine
-            cost, is_whole = self.costs[engine], bool(engine.slots)
+            cost, is_whole = self.costs[engine], engine.is_whole
             new = channels * cost.utilisation(rate(config, False, is_whole)) / self.n_workers
             needed = self.utilisation(busy, shows_all=False) + new
             if cost.response_s(step_s(config, config.hop, is_whole), needed) > config.hop / FRAMES_PER_SECOND:
@@ -217,9 +217,7 @@ class Scheduler:
 
     def utilisation(self, jobs: Sequence[Job], shows_all: bool) -> float:
         """Share of the workers' time that these need in real time."""
-        rates = (
-            (job, rate(job.stream.config, shows_all and job.wants_partials, bool(job.engine.slots))) for job in jobs
-        )
+        rates = ((job, rate(job.stream.config, shows_all and job.wants_partials, job.engine.is_whole)) for job in jobs)
         return sum(self.costs[job.engine].utilisation(seconds) for job, seconds in rates) / self.n_workers
 
     def step_quantile_s(self, q: float) -> float:

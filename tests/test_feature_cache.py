@@ -101,9 +101,12 @@ def test_a_frame_is_computed_once(
         return compute(windows, norms)
 
     monkeypatch.setattr(model, "features", counted)
-    listen(engine, engine.new_stream(), samples, 3200)
+    stream = engine.new_stream()
+    listen(engine, stream, samples, 3200)
     total = n_frames(len(samples))
     assert 0.9 * total < n_computed < total  # the last pass computes its own
+    if norm == "layer":
+        assert stream.features is not None and n_computed == stream.features.end
 
 
 def without_confidences(events: list[Event]) -> tuple[list[Event], list[float]]:
@@ -286,14 +289,13 @@ def test_what_was_heard_normalises_whatever_steps_were_left_out(
                     found[task.start_sample, task.end_sample] = rows
                 while task.cut is not None and stream.shows_all and (step := stream.next_meanwhile()) is not None:
                     engine.apply(stream, step, engine.emit([(stream, step)])[0])
-                    n_passes[seed] += 1
                 engine.apply(stream, task, rows)
         return found
 
     every = passes(None)
     for seed in range(3):
         some = passes(seed)
-        assert 5 < len(some) and some.keys() == every.keys() and n_passes[seed] != n_passes[None]
+        assert 5 < len(some) and some.keys() == every.keys() and n_passes[seed] < n_passes[None]
         for place, rows in some.items():
             np.testing.assert_allclose(rows, every[place], atol=1e-3)
 

@@ -22,6 +22,7 @@ from core.statistics import channel_norm
 from core.wav2vec2 import Wav2Vec2ForCTC
 
 STRETCH = 100  # frames that the extractor makes at once
+FEW, ROUND = 192, 64  # rows: longer windows are multiplied in multiples of `ROUND`
 MAX_SCORES = 1 << 24  # attention scores held at once; more go through the tiled kernel, which is slower
 NEEDED = {
     torch.float32: ("avx512_f", "avx2"),
@@ -44,6 +45,20 @@ def is_fast(dtype: torch.dtype) -> bool:
 def narrow(dtype: torch.dtype) -> torch.dtype:
     """The type of what has no int8 kernel."""
     return torch.bfloat16 if dtype == torch.int8 else dtype
+
+
+def rounded_up(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """(1, row, n) of one long window's (1, frame, n), with zeros up to a multiple of `ROUND`; others as they are.
+
+    oneDNN writes a kernel for each new number of rows, which takes several times as long as a product by it, and keeps
+    some hundred. A segment's final pass may have any.
+    """
+    B, T, n = x.shape
+    if B > 1 or T <= FEW or T % ROUND == 0:
+        return x.to(dtype)
+    rows = x.new_empty((1, T + -T % ROUND, n), dtype=dtype)
+    rows[:, :T], rows[:, T:] = x, 0
+    return rows
 
 
 class Product(nn.Module):
@@ -77,11 +92,13 @@ class Product(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, frame, n_out) of (batch, frame, n_in)."""
+        n = x.shape[1]
         if self.dtype != torch.int8:
-            product: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, self.bias, *self.post)
-            return product.to(self.out)
+            rows = rounded_up(x, self.dtype)
+            product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, *self.post)
+            return product[:, :n].to(self.out)
         # A window at a time: the scale of one must not depend on what else is in the batch.
-        products = [self.multiply_rounded(window[None].float()) for window in x]
+        products = [self.multiply_rounded(rounded_up(window[None], torch.float32))[:, :n] for window in x]
         return torch.cat(products) if len(x) > 1 else products[0]
 
     def multiply_rounded(self, x: Tensor) -> Tensor:
@@ -278,14 +295,16 @@ class PackedFeedForward(nn.Module):
         super().__init__()
         self.activation = layer.activation
         self.is_fused = self.activation is F.gelu
+        self.dtype = torch.float32 if dtype == torch.int8 else dtype
         first, second = layer.intermediate_dense, layer.output_dense
         self.intermediate_dense = Product(first.weight, first.bias, dtype, self.is_fused)
         self.output_dense = Product(second.weight, second.bias, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.intermediate_dense(x)
+        n = x.shape[1]
+        x = self.intermediate_dense(rounded_up(x, self.dtype))
         x = self.output_dense(x if self.is_fused else self.activation(x))
-        return x
+        return x[:, :n]
 
 
 @torch.no_grad()

@@ -128,6 +128,18 @@ class Job:
         return not self.is_over and (self.opened_at > now - YOUNG_S or self.stepped_at > now - IDLE_S)
 
     @property
+    def is_final(self) -> bool:
+        """The window to run next is a final pass."""
+        return self.task is not None and self.task.cut is not None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the stream of a final pass can show partials until that has been run."""
+        task = self.task
+        is_apart = task is not None and task.cut is not None and not task.is_barrier and not task.is_review
+        return is_apart and self.wants_partials and not self.engine.slots
+
+    @property
     def heard_final(self) -> Hearing | None:
         """The final pass that has been run, where taking it in is what is next."""
         hearing = self.hearing
@@ -155,6 +167,22 @@ class Job:
         arrival = self.arrivals[0][1] if self.arrivals else now
         heard_s = max(0, task.end_sample - self.heard) / SAMPLE_RATE
         self.due = min(max(self.heard_due + CATCH_UP * heard_s, arrival), now + AHEAD_S)
+
+    def plan_meanwhile(self, now: float) -> bool:
+        """Puts a partial before a final pass that no worker is there for; False where there is none."""
+        step = self.stream.next_meanwhile() if self.goes_on else None
+        if step is None or self.task is None:
+            return False
+        self.hearing = self.hearing or Hearing(self.task, self.due)
+        self.plan(step, now)
+        return True
+
+    def begin_hearing(self) -> Samples:
+        """The samples of a final pass, during which other workers go on with its stream."""
+        assert self.task is not None
+        self.hearing, task = Hearing(self.task, self.due, has_begun=True), self.task
+        self.task = None
+        return self.engine.window(self.stream, task)
 
     def moved(self, task: Pass, now: float) -> None:
         """The window of `task` has been run."""

@@ -66,7 +66,7 @@ class Metrics:
         """Asks the scheduler itself for what it measures."""
         for q in (0.5, 0.95, 0.99):
             self.latency.labels(str(q)).set_function(partial(scheduler.step_quantile_s, q))
-        self.widened.set_function(lambda: float(scheduler.is_widened))
+        self.widened.set_function(lambda: float(scheduler.admission.is_widened))
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

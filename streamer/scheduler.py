@@ -23,12 +23,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.audio import FRAMES_PER_SECOND, SAMPLE_RATE, Samples
+from core.audio import SAMPLE_RATE, Samples
 from core.decoder import Decode
 from core.engine import Engine
 from core.stitcher import LogProbs, StitchedFrames
 from core.stream import LATENCIES, Pass, StreamConfig
 from core.transcript import Event
+from streamer.admission import Admission
+from streamer.batch import choose
 from streamer.job import (
     Command,
     Deliver,
@@ -43,16 +45,11 @@ from streamer.job import (
     Progress,
     Widened,
 )
-from streamer.load import Cost, Response, Responses, rate, step_s, window_s
+from streamer.load import Cost, Response, window_s
 
 logger = logging.getLogger(__name__)
 
-LATE, CALM = 0.7, 0.35  # 95 % of the steps take this share of the hop: some are left out, and shown again
-FULL, FREE = 0.8, 0.65  # the same for the share of the time that all steps would need
-ADAPT_S = 0.2  # between two looks at it
-CALM_S = 5.0  # they are left out for at least this long
 CPU_BATCH, GPU_BATCH = 16, 128  # streams in one batch, at most
-SHARE_OF_HOP = 0.25  # time that one batch may take, where it holds more than one stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +94,7 @@ class Scheduler:
         self.jobs: dict[Job, None] = {}  # all that are open
         self.active: dict[Job, None] = {}  # may have something to do, and are in no batch
         self.costs = {one: Cost() for one in (engine, *others)}
-        self.responses = Responses()
-        self.is_widened = False
-        self.widened_at = self.adapted_at = 0.0
+        self.admission = Admission(self.costs, workers)
         self.n_workers = workers
         self.n_finals = 0  # batches of final passes that run now
         self.turn = threading.Lock()  # of the worker that feeds the streams and chooses among them
@@ -198,32 +193,14 @@ class Scheduler:
         self.wake.notify()
 
     def has_room(self, config: StreamConfig, engine: Engine | None = None, channels: int = 1) -> bool:
-        """Whether one more session would leave 95 % of the steps of all done before the next hop of audio is there.
-
-        Steps that may be left out are not counted: they give way. From any thread.
-        """
-        now = self.clock()
+        """Whether one more session fits; from any thread."""
         with self.wake:
-            busy = [job for job in self.jobs if job.is_at_work(now)]
-            if not busy:
-                return True
-            engine = engine or self.engine
-            cost, is_whole = self.costs[engine], engine.is_whole
-            new = channels * cost.utilisation(rate(config, False, is_whole)) / self.n_workers
-            needed = self.utilisation(busy, shows_all=False) + new
-            if cost.response_s(step_s(config, config.hop, is_whole), needed) > config.hop / FRAMES_PER_SECOND:
-                return False
-            return self.responses.lateness(now) * (len(busy) + channels) <= len(busy)
-
-    def utilisation(self, jobs: Sequence[Job], shows_all: bool) -> float:
-        """Share of the workers' time that these need in real time."""
-        rates = ((job, rate(job.stream.config, shows_all and job.wants_partials, job.engine.is_whole)) for job in jobs)
-        return sum(self.costs[job.engine].utilisation(seconds) for job, seconds in rates) / self.n_workers
+            return self.admission.has_room(self.jobs, config, engine or self.engine, channels, self.clock())
 
     def step_quantile_s(self, q: float) -> float:
         """Seconds from a step's audio to its result, of the last ten seconds' steps in real time; from any thread."""
         with self.wake:
-            return self.responses.quantile_s(q, self.clock())
+            return self.admission.responses.quantile_s(q, self.clock())
 
     def run(self, is_first: bool) -> None:
         try:
@@ -270,7 +247,7 @@ class Scheduler:
         """Feeds the streams and runs one batch; False where nothing was ready, or only what must wait."""
         with self.turn:
             batch = self.take_batch(self.clock())
-            is_final = bool(batch) and is_final_pass(batch[0])
+            is_final = bool(batch) and batch[0].is_final
             samples = self.begin_hearing(batch[0]) if is_final else None
         if not batch:
             return False
@@ -295,32 +272,15 @@ class Scheduler:
 
     def begin_hearing(self, job: Job) -> Samples | None:
         """The samples of a final pass during which other workers go on with its job; None where it is run as a step."""
-        task = job.task
-        if task is None or job.heard_final is not None:
+        if job.heard_final is not None:
             return None
-        if not self.goes_on(job):
+        if self.n_workers == 1 or not job.goes_on:
             job.hearing = None
             return None
-        samples = job.engine.window(job.stream, task)
-        job.hearing, job.task = Hearing(task, job.due, has_begun=True), None
+        samples = job.begin_hearing()
         with self.wake:
             self.give_back(job)
         return samples
-
-    def goes_on(self, job: Job) -> bool:
-        """Whether the stream of a final pass can show partials until that has been run."""
-        task = job.task
-        is_apart = task is not None and task.cut is not None and not task.is_barrier and not task.is_review
-        return is_apart and self.n_workers > 1 and not job.engine.slots and job.wants_partials
-
-    def plan_meanwhile(self, job: Job, now: float) -> bool:
-        """Puts a partial before a final pass that no worker is there for; False where there is none."""
-        step = job.stream.next_meanwhile() if self.goes_on(job) else None
-        if step is None or job.task is None:
-            return False
-        job.hearing = job.hearing or Hearing(job.task, job.due)
-        job.plan(step, now)
-        return True
 
     def hear(self, job: Job, samples: Samples) -> None:
         """Runs a final pass; whoever takes the job next takes in what it says."""
@@ -337,11 +297,14 @@ class Scheduler:
         """Feeds the streams; the jobs to run now, which no other worker sees until they are given back."""
         with self.wake:
             jobs = list(self.active)
-            self.adapt(now)
+            self.admission.adapt(self.jobs, now)
         ready = [job for job in jobs if self.feed(job, now)]
         with self.wake:
-            batch = self.choose(ready, now) if ready else []
-            self.n_finals += bool(batch) and is_final_pass(batch[0])
+            if self.n_finals and self.n_finals >= self.n_workers - 1:  # one stays free of them
+                ready = [job for job in ready if self.needs_no_hearing(job, now)]
+            ready.sort(key=lambda job: job.deadline)
+            batch = choose(ready, self.costs[ready[0].engine], self.max_batch) if ready else []
+            self.n_finals += bool(batch) and batch[0].is_final
             for job in batch:
                 job.is_running = True
                 self.active.pop(job, None)
@@ -349,11 +312,15 @@ class Scheduler:
                 self.changed()  # for another worker
         return batch
 
+    def needs_no_hearing(self, job: Job, now: float) -> bool:
+        """Whether a job can be run now without a long final pass."""
+        return not job.is_final or job.heard_final is not None or (self.n_workers > 1 and job.plan_meanwhile(now))
+
     def run_batch(self, batch: Sequence[Job]) -> None:
         heard = batch[0].heard_final
         began = self.clock() - (0.0 if heard is None else heard.seconds)
-        results = self.step(batch)
-        done = self.clock()
+        results = self.step(batch, heard)
+        done, is_widened = self.clock(), self.admission.is_widened
         audio_s, n_still = 0.0, 0
         for job, task, events in results:
             due, is_new = job.due, task.end_sample > job.heard
@@ -365,11 +332,11 @@ class Scheduler:
             job.stream.shows_newest = False
             with self.wake:
                 if task.cut is None and is_new and due <= done:
-                    self.responses.add(Response(done, done - due, job.hop_s))
+                    self.admission.responses.add(Response(done, done - due, job.hop_s))
             outputs: list[Output] = [*events, Progress(job.stream.n_processed)]
-            if job.told_widened != self.is_widened and job.wants_partials:
-                job.told_widened = self.is_widened
-                outputs.append(Widened(self.is_widened))
+            if job.told_widened != is_widened and job.wants_partials:
+                job.told_widened = is_widened
+                outputs.append(Widened(is_widened))
             self.send(job, outputs)
         if audio_s:
             with self.wake:
@@ -378,42 +345,10 @@ class Scheduler:
             delay_s = max(0.0, began - min((job.due for job in batch), default=began))
             self.on_step(StepReport(len(batch), done - began, delay_s, n_still))
 
-    def adapt(self, now: float) -> None:
-        """Widens the hop when 95 % of the steps are not done long before the next is due, or will not be."""
-        if now - self.adapted_at < ADAPT_S:
-            return
-        self.adapted_at = now
-        busy = [job for job in self.jobs if job.is_at_work(now)]
-        needed, late = self.utilisation(busy, shows_all=True), self.responses.lateness(now)
-        if late > LATE or needed > FULL:
-            self.is_widened, self.widened_at = True, now
-        elif self.is_widened and late < CALM and needed < FREE and now - self.widened_at > CALM_S:
-            self.is_widened = False
-
-    def choose(self, ready: Sequence[Job], now: float) -> list[Job]:
-        """The job with the earliest deadline, and those that can share its batch without making it long.
-
-        One worker stays free of final passes, which may be long.
-        """
-        if self.n_finals and self.n_finals >= self.n_workers - 1:
-            ready = [job for job in ready if job.heard_final or not is_final_pass(job) or self.plan_meanwhile(job, now)]
-            if not ready:
-                return []
-        queue = sorted(ready, key=lambda job: job.deadline)
-        first = queue[0]
-        if is_final_pass(first) and not first.engine.slots:
-            return [first]  # no final hangs on who else spoke: sums differ in their last bits from batch to batch
-        base, slope = self.costs[first.engine].line()
-        seconds = first.computed_s()
-        room_s = SHARE_OF_HOP * first.hop_s - base
-        n = self.max_batch if slope == 0 else int(min(self.max_batch, max(1.0, room_s / (slope * seconds))))
-        alike = (job for job in queue if job.engine is first.engine and job.window_samples == first.window_samples)
-        return [job for job in alike if is_final_pass(job) == is_final_pass(first)][:n]
-
     def feed(self, job: Job, now: float) -> bool:
         """Applies as much of the inbox as there is room for; True where a step would do something."""
         stream = job.stream
-        stream.shows_all = job.wants_partials and not self.is_widened
+        stream.shows_all = job.wants_partials and not self.admission.is_widened
         try:
             while not job.is_over:
                 # Commands wait for the steps before them, and samples for the commands before those.
@@ -473,7 +408,7 @@ class Scheduler:
                 self.active.pop(job, None)
             return None
 
-    def step(self, batch: Sequence[Job]) -> list[tuple[Job, Pass, list[Event]]]:
+    def step(self, batch: Sequence[Job], heard: Hearing | None) -> list[tuple[Job, Pass, list[Event]]]:
         """One batched step. Where it fails, each window is tried alone, and only streams that fail are given up."""
         work = [(job, job.task) for job in batch if job.task is not None]
         engine = batch[0].engine
@@ -481,7 +416,6 @@ class Scheduler:
         emitted: list[LogProbs] = []
         joined: list[StitchedFrames | None] = [None] * len(work)
         try:
-            heard = batch[0].heard_final
             if heard is None or heard.log_probs is None:
                 emitted = engine.emit(passes)
             else:
@@ -514,7 +448,3 @@ class Scheduler:
     def fail(self, job: Job, code: str, message: str) -> None:
         self.send(job, [Failed(code, message)])
         self.cancel(job)
-
-
-def is_final_pass(job: Job) -> bool:
-    return job.task is not None and job.task.cut is not None

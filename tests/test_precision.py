@@ -15,7 +15,7 @@ from core.acoustic import AcousticModel, choose_device, choose_dtype, fit
 from core.configuration import Wav2Vec2Config
 from core.encoder import Attention
 from core.extractor import ConvLayer
-from core.precision import FirstConvLayer, Product, is_fast, overlap, pack
+from core.precision import FirstConvLayer, Product, is_fast, overlap, pack, rounded_up
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.wav2vec2 import Wav2Vec2ForCTC
 
@@ -56,10 +56,11 @@ def needs(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("gelu", [False, True])
-def test_product(dtype: torch.dtype, gelu: bool) -> None:
+@pytest.mark.parametrize("shape", [(2, 17), (1, 201)])
+def test_product(dtype: torch.dtype, gelu: bool, shape: tuple[int, int]) -> None:
     needs(dtype)
     torch.manual_seed(0)
-    weight, bias, x = torch.randn(48, 32), torch.randn(48), torch.randn(2, 17, 32)
+    weight, bias, x = torch.randn(48, 32), torch.randn(48), torch.randn(*shape, 32)
     weight[3] *= 100  # scales are of each channel
     expected = F.linear(x, weight, bias)
     expected = F.gelu(expected) if gelu else expected
@@ -76,6 +77,14 @@ def test_int8_of_a_window_does_not_depend_on_its_batch() -> None:
     for row in range(3):
         assert torch.equal(product(x)[row], product(x[row : row + 1])[0])
     assert not product(x)[2].any()
+
+
+@pytest.mark.parametrize(("shape", "n"), [((1, 192), 192), ((1, 193), 256), ((1, 256), 256), ((2, 300), 300)])
+def test_long_windows_have_few_numbers_of_rows(shape: tuple[int, int], n: int) -> None:
+    x = torch.randn(*shape, 5)
+    rows = rounded_up(x, torch.bfloat16)
+    assert rows.shape == (shape[0], n, 5) and rows.dtype == torch.bfloat16
+    assert torch.equal(rows[:, : shape[1]], x.bfloat16()) and not rows[:, shape[1] :].any()
 
 
 def test_overlapping_rows_are_those_of_a_convolution() -> None:
@@ -116,8 +125,8 @@ def test_packed_model(name: str, dtype: torch.dtype) -> None:
         with torch.no_grad():
             plain.wav2vec2.feature_extractor.conv_layers[1].conv.weight.abs_()
     packed = pack(copy.deepcopy(plain), dtype)
-    for n_samples in (config.receptive_field, 3000, 40 * 150):
-        audio = 0.3 * torch.randn(2, n_samples) + 0.1
+    for n, n_samples in ((2, config.receptive_field), (2, 3000), (2, 40 * 150), (1, 40 * 250)):
+        audio = 0.3 * torch.randn(n, n_samples) + 0.1
         with torch.no_grad():
             expected, found = plain(audio).logits, packed(audio).logits
         assert found.shape == expected.shape and found.dtype == torch.float32

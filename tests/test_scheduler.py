@@ -209,7 +209,7 @@ class Laboratory:
         self.scheduler = Scheduler(Engine(self.model), clock=lambda: self.now)  # type: ignore[arg-type]
         self.scheduler.warm_up()
         if not widens:
-            self.scheduler.adapt = lambda now: None  # type: ignore[method-assign]
+            self.scheduler.admission.adapt = lambda jobs, now: None  # type: ignore[method-assign]
 
     def run(self, samples: np.ndarray, n: int, packet: int = 3200) -> list[list[Output]]:
         """All say the same, one beginning after the other, so that their pauses do not fall together."""
@@ -257,10 +257,10 @@ def test_overload_leaves_steps_out_and_says_so_and_changes_no_final() -> None:
 def test_calm_brings_the_steps_back() -> None:
     laboratory = Laboratory(0.0095)
     laboratory.run(SPEECH, 12)
-    assert laboratory.scheduler.is_widened
+    assert laboratory.scheduler.admission.is_widened
     laboratory.now += 10
     laboratory.run(SPEECH, 1)
-    assert not laboratory.scheduler.is_widened
+    assert not laboratory.scheduler.admission.is_widened
 
 
 def test_sessions_without_partials_cost_half() -> None:
@@ -301,7 +301,7 @@ def test_the_first_session_is_always_taken() -> None:
 def test_steps_that_come_late_close_the_door() -> None:
     laboratory = Laboratory(0.0095, widens=False)
     laboratory.run(SPEECH, 12)
-    assert laboratory.scheduler.responses.lateness(laboratory.now) > 1
+    assert laboratory.scheduler.admission.responses.lateness(laboratory.now) > 1
     opened(laboratory.scheduler)
     assert not laboratory.scheduler.has_room(CONFIG)
     laboratory.now += 11

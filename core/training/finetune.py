@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from core.encoder import Attention
+from core.encoder import EncoderLayer
 from core.training.consistency import window_divergence
 from core.training.corpus import Batch, Corpus
 from core.training.run import Run, RunConfig
@@ -82,12 +82,11 @@ def freeze(model: Wav2Vec2ForCTC, n_blocks: int) -> None:
 
 
 def set_dropout(model: Wav2Vec2ForCTC, p: float) -> None:
-    """In the blocks: of what they add to the states and of activations; attention without it is fused on processors."""
-    for module in model.wav2vec2.encoder.layers.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = p
-        elif isinstance(module, Attention):
-            module.dropout = 0.0
+    """Of what the blocks add to the states: that of activations takes long, and without attention's that is fused."""
+    for layer in model.wav2vec2.encoder.layers:
+        assert isinstance(layer, EncoderLayer)
+        layer.dropout.p = layer.feed_forward.output_dropout.p = p
+        layer.feed_forward.intermediate_dropout.p = layer.attention.dropout = 0.0
 
 
 def finetune(

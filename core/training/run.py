@@ -73,6 +73,7 @@ class Run:
             lr=1e-3,
             betas=(0.9, 0.98),
             weight_decay=0.01,
+            fused=True,
         )
         self.averages: dict[str, torch.Tensor] = {}
         if config.average > 0:

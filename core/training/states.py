@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from core.encoder import Encoder, EncoderLayer
@@ -26,6 +27,7 @@ from core.training.corpus import Batch, Corpus
 from core.wav2vec2 import Wav2Vec2ForCTC
 
 AHEAD = 4  # files that are read before they are needed
+ROUND = 64  # frames: batches are padded to multiples of it, as processors' kernels are made anew for each new shape
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -186,10 +188,12 @@ def states_loss(model: Wav2Vec2ForCTC, heard: Heard, n_blocks: int, is_mixed: bo
     """CTC, and how far the window's frames are from the whole's."""
     device = model.device
 
-    def floats(states: States) -> States:
-        return States(states.hidden.to(device).float(), states.trunk.to(device).float())
+    def floats(states: States, n_more: int = 0) -> States:
+        hidden, trunk = (F.pad(part.to(device).float(), (0, 0, 0, n_more)) for part in (states.hidden, states.trunk))
+        return States(hidden, trunk)
 
-    whole, n_frames = floats(heard.whole), heard.n_frames.to(device)
+    whole = floats(heard.whole, -heard.whole.hidden.shape[1] % ROUND)
+    n_frames = heard.n_frames.to(device)
     frame_mask = torch.arange(whole.hidden.shape[1], device=device)[None] < n_frames[:, None]
     with torch.autocast(device.type, torch.bfloat16, enabled=is_mixed):
         logits = upper(model, mask(whole, n_frames, model), frame_mask, n_blocks)

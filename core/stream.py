@@ -87,10 +87,11 @@ class StreamConfig:
         Raises:
             ValueError: no such preset.
         """
+        # Frames are computed twice: as they come, and again with all of their right context.
         presets = {
-            "low": cls(left=200, hop=13, right=12, refresh=50),
-            "balanced": cls(left=200, hop=25, right=25, refresh=75),
-            "accurate": cls(left=200, hop=50, right=50, refresh=100),
+            "low": cls(left=200, hop=13, right=12, refresh=12),
+            "balanced": cls(left=200, hop=25, right=25, refresh=25),
+            "accurate": cls(left=200, hop=50, right=50, refresh=50),
         }
         if latency not in presets:
             raise ValueError(f"Expected a latency of {', '.join(LATENCIES)}. Found: {latency!r}")

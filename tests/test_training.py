@@ -32,6 +32,7 @@ from core.training.prepare import prepare
 from core.training.pretrain import METRICS, PretrainConfig, pretrain, start_from_data
 from core.training.pretrain import batch as make_batch
 from core.training.run import LOG_NAME, Run, RunConfig
+from core.training.sentences import FRAGMENTS, count_words, make_sentences
 from core.training.student import add_branch, make_student, make_tokenizer
 from core.training.synthesize import SynthesisConfig, read_sentences, synthesize
 from core.training.voices import PROGRAMS, Engine, run_program
@@ -601,6 +602,32 @@ def test_sentences_are_read_by_many_voices(tmp_path: Path) -> None:
     assert (tmp_path / "again" / "many.tsv").read_text() == (tmp_path / "many.tsv").read_text()
     with pytest.raises(ValueError, match="install espeak-ng"):
         synthesize(sentences, [], config)
+
+
+def test_sentences_are_of_words_seldom_recorded(tmp_path: Path) -> None:
+    (tmp_path / "text.tsv").write_text(
+        "1\tTHE CAT SAT ON THE MAT AND THE DOG SAT ON THE CAT\n2\tTHE CAT SAT\n3\tTHE DOG SAW A YELLOW SUBMARINE\n"
+    )
+    header = "path\tduration_s\tspeaker\ttranscript\n"
+    common = "THE CAT SAT ON THE MAT AND THE DOG SAW A"
+    (tmp_path / "set.tsv").write_text(
+        header + "".join(f"{i}\t1\ts\t{common}\n" for i in range(9)) + "x\t1\ts\tthe cat sat\n"
+    )
+    (tmp_path / "words").write_text("zebra\ntwo words\n")
+    arguments = ["sentences", str(tmp_path / "text.tsv"), "--recorded", str(tmp_path / "set.tsv"), "--seed", "3"]
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
+    lines = (tmp_path / "out").read_text().splitlines()
+    assert 1 <= len(lines) <= FRAGMENTS and all("YELLOW" in line or "SUBMARINE" in line for line in lines)
+    assert all(line in "THE DOG SAW A YELLOW SUBMARINE" for line in lines)
+
+    more = [*arguments, "--words", str(tmp_path / "words"), "--mixed", "500"]
+    assert main([*more, "--output", str(tmp_path / "more")]) == main([*more, "--output", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "more").read_text() == (tmp_path / "again").read_text()
+    counts = count_words((tmp_path / "more").read_text().splitlines())
+    assert counts["YELLOW"] > 1.3 * counts["CAT"] > 0 and counts["ZEBRA"] > 0 and not counts["WORDS"]
+    assert main([*arguments[:1], str(tmp_path / "words"), "--output", str(tmp_path / "none")]) == 0
+    with pytest.raises(ValueError, match="not recorded"):
+        make_sentences(["The cat sat."], ["the cat sat"], set(), 3, 1)
 
 
 def test_curves_are_plotted(manifest: Path, tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -58,6 +58,14 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--min-s", type=float, default=MIN_SECONDS, help="default: %(default)s")
     command.add_argument("--max-s", type=float, default=MAX_SECONDS, help="default: %(default)s")
 
+    command = commands.add_parser("sentences", help="of texts what teaches the spelling of words seldom recorded")
+    command.add_argument("text", nargs="+", type=Path, help="prose, or a tsv with a sentence in the last column")
+    command.add_argument("--output", type=Path, required=True, metavar="FILE", help="for synthesize")
+    command.add_argument("--recorded", action="append", type=Path, default=[], metavar="TSV", help="the set so far")
+    command.add_argument("--words", action="append", type=Path, default=[], metavar="LIST", help="more, one a line")
+    command.add_argument("--mixed", type=int, default=0, metavar="N", help="lines of words without order besides")
+    command.add_argument("--seed", type=int, default=1)
+
     command = commands.add_parser("synthesize", help="sentences to speech of many voices, and a manifest")
     command.add_argument("sentences", type=Path, help="a sentence a line, or tab-separated with it in the last column")
     command.add_argument("--output", type=Path, required=True, metavar="DIR")

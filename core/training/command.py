@@ -24,12 +24,13 @@ from core.training.corpus import Clip, Corpus, Speech, hours, load_manifest
 from core.training.distil import distil
 from core.training.evaluate import evaluate, write_texts
 from core.training.finetune import Teaching, finetune, freeze, set_dropout
-from core.training.language_model import build_language_model
-from core.training.manifest import read_set
+from core.training.language_model import build_language_model, read_text, read_words
+from core.training.manifest import read_manifest, read_set
 from core.training.plot import plot
 from core.training.prepare import Prepared, prepare
 from core.training.pretrain import SIZES, PretrainConfig, pretrain
 from core.training.run import RunConfig
+from core.training.sentences import count_words, make_sentences
 from core.training.states import StateCorpus
 from core.training.student import add_branch, make_student, make_tokenizer
 from core.training.synthesize import SynthesisConfig, read_sentences, synthesize
@@ -93,6 +94,16 @@ def show(prepared: Prepared, manifest: Path) -> int:
 def run_prepare(args: argparse.Namespace) -> int:
     prepared = prepare(args.source, args.output, args.name, args.min_s, args.max_s)
     return show(prepared, args.output / f"{args.name}.tsv")
+
+
+def run_sentences(args: argparse.Namespace) -> int:
+    texts = [sentence for path in args.text for sentence in read_text(path)]
+    recorded = [transcript for path in args.recorded for transcript in read_manifest(path).values()]
+    listed = {word for path in args.words for word in read_words(path)}
+    lines = make_sentences(texts, recorded, listed, args.mixed, args.seed)
+    args.output.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    print(f"{len(lines)} lines, {len(count_words(lines))} different words in {args.output}")
+    return 0
 
 
 def run_synthesize(args: argparse.Namespace) -> int:
@@ -252,6 +263,7 @@ def run_plot(args: argparse.Namespace) -> int:
 
 RUNS = {
     "prepare": run_prepare,
+    "sentences": run_sentences,
     "synthesize": run_synthesize,
     "pretrain": run_pretrain,
     "distil": run_distil,

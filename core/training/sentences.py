@@ -20,7 +20,7 @@ FRAGMENTS = 3  # of one rare word, at most
 BEFORE, AFTER = (1, 4), (3, 7)  # words around a rare one
 MIXED = (5, 13)  # words without order
 FLATNESS = 0.45  # exponent of a word's count: 1 has words as often as texts have, 0 all of them alike
-LISTED = 0.25  # count of a word that only a list has
+LISTED = 0.02  # count of a word that only a list has
 
 
 def count_words(sentences: Iterable[str]) -> Counter[str]:

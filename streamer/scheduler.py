@@ -300,7 +300,8 @@ class Scheduler:
             self.admission.adapt(self.jobs, now)
         ready = [job for job in jobs if self.feed(job, now)]
         with self.wake:
-            if self.n_finals and self.n_finals >= self.n_workers - 1:  # one stays free of them
+            # Final passes may be long: one worker stays free of them.
+            if self.n_finals and self.n_finals >= self.n_workers - 1:
                 ready = [job for job in ready if self.needs_no_hearing(job, now)]
             ready.sort(key=lambda job: job.deadline)
             batch = choose(ready, self.costs[ready[0].engine], self.max_batch) if ready else []

@@ -24,15 +24,18 @@ LISTED = 0.02  # count of a word that only a list has
 
 
 def count_words(sentences: Iterable[str]) -> Counter[str]:
-    return Counter(word for sentence in sentences for word in normalise(sentence).split())
+    """Of normalised sentences."""
+    return Counter(word for sentence in sentences for word in sentence.split())
 
 
-def rare_fragments(sentences: Sequence[str], recorded: Counter[str], rng: random.Random) -> list[str]:
-    """Stretches of sentences around words that occur fewer than `ENOUGH` times among the recorded ones."""
-    missing = {word: min(FRAGMENTS, ENOUGH - recorded[word]) for word in count_words(sentences)}
+def rare_fragments(
+    sentences: Sequence[str], counts: Counter[str], recorded: Counter[str], rng: random.Random
+) -> list[str]:
+    """Stretches of sentences, whose words `counts` has, around those that were recorded fewer than `ENOUGH` times."""
+    missing = {word: min(FRAGMENTS, ENOUGH - recorded[word]) for word in counts}
     fragments = []
     for sentence in rng.sample(sentences, len(sentences)):
-        words = normalise(sentence).split()
+        words = sentence.split()
         end = 0
         for i, word in enumerate(words):
             if i < end or missing[word] <= 0:
@@ -72,11 +75,12 @@ def make_sentences(
     Raises:
         ValueError: no text.
     """
-    known = set(map(normalise, recorded))
+    spoken = list(map(normalise, recorded))
+    known = set(spoken)
     new = [sentence for text in texts if (sentence := normalise(text)) and sentence not in known]
     if not new:
         raise ValueError(f"Expected sentences that are not recorded. Found: none among {len(texts)}")
-    rng, counts = random.Random(seed), count_words(recorded)
-    lines = rare_fragments(new, counts, rng) + mixed_words(count_words(new), counts, listed, n_mixed, rng)
+    rng, counts, of_recorded = random.Random(seed), count_words(new), count_words(spoken)
+    lines = rare_fragments(new, counts, of_recorded, rng) + mixed_words(counts, of_recorded, listed, n_mixed, rng)
     rng.shuffle(lines)
     return lines

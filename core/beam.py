@@ -31,10 +31,11 @@ logger = logging.getLogger(__name__)
 FOLDER = "language_model"
 ARPA = (".arpa", ".arpa.gz")
 FILES = (*ARPA, ".bin", ".binary", ".klm", ".kenlm")
-WIDTH = 50  # hypotheses kept
-LEAST_TOKEN = -6.0  # log-probability below which a token is not tried
+WIDTH = 150  # hypotheses kept
+LEAST_TOKEN = -8.0  # log-probability below which a token is not tried
+LEAST_HOT = -6.0  # the same with hot words: none may come of letters that were not heard
 HOTWORD_WEIGHT = 8.0  # natural logarithm
-PRUNED = 10.0  # how much worse than the best a hypothesis may be
+PRUNED = 16.0  # how much worse than the best a hypothesis may be
 
 
 class LanguageModelError(ValueError):
@@ -196,7 +197,7 @@ class BeamDecoder:
             beam_width=self.width,
             # The letters of a hot word count before it is whole, or turns out to be another.
             beam_prune_logp=-PRUNED - weight,
-            token_min_logp=LEAST_TOKEN,
+            token_min_logp=LEAST_HOT if self.hotwords else LEAST_TOKEN,
             prune_history=not self.hotwords,
             hotwords=list(self.hotwords),
             hotword_weight=weight,

@@ -34,6 +34,7 @@ FILES = (*ARPA, ".bin", ".binary", ".klm", ".kenlm")
 WIDTH = 150  # hypotheses kept
 LEAST_TOKEN = -8.0  # log-probability below which a token is not tried
 LEAST_HOT = -6.0  # the same with hot words: none may come of letters that were not heard
+NEVER = -1e4  # log-probability
 HOTWORD_WEIGHT = 8.0  # natural logarithm
 PRUNED = 16.0  # how much worse than the best a hypothesis may be
 
@@ -189,8 +190,10 @@ class BeamDecoder:
         silent = [self.alphabet.blank, self.alphabet.delimiter, *self.alphabet.special]
         if np.isin(log_probs.argmax(1), silent).all():
             return []  # nobody speaks; a reward for each word would make one up
-        rows = np.array(log_probs, np.float32)
-        rows[:, list(self.alphabet.special)] = -1e4
+        # A delimiter that is certain ends them: the library charges texts that end with one for a word of no letters.
+        rows = np.pad(np.asarray(log_probs, np.float32), ((0, 1), (0, 0)), constant_values=NEVER)
+        rows[-1, self.alphabet.delimiter] = 0
+        rows[:, list(self.alphabet.special)] = NEVER
         weight = max(self.weights.values(), default=0.0)
         beams = self.engine.decode_beams(
             rows,
@@ -205,7 +208,7 @@ class BeamDecoder:
         # The library knows one weight: what it gave too much to lesser words is taken back here.
         texts = [(beam[4] - self.excess(beam[0], weight), beam[0]) for beam in beams]
         text = max(texts)[1] if texts else ""
-        return align_words(rows, start_frame, text, self.alphabet)
+        return align_words(rows[:-1], start_frame, text, self.alphabet)
 
     def excess(self, text: str, weight: float) -> float:
         padded = f" {text} "

@@ -25,12 +25,12 @@ def frames(text: str, doubts: dict[int, str] | None = None, sure: float = 0.55) 
     """Rows that spell `text`, two frames a letter; `doubts`: at a letter's place another, nearly as likely."""
     rows = []
     for place, letter in enumerate(text):
-        row = np.full(len(TOKENS), 0.0001)
+        row = np.full(len(TOKENS), 0.001)
         row[TOKENS.index("|" if letter == " " else letter)] = 0.95
         if doubts and place in doubts:
             row[TOKENS.index(letter)] = sure
             row[TOKENS.index(doubts[place])] = 0.95 - sure
-        blank = np.full(len(TOKENS), 0.0001)
+        blank = np.full(len(TOKENS), 0.001)
         blank[0] = 0.95
         rows += [row, blank]
     probs = np.array(rows)
@@ -134,7 +134,7 @@ def test_each_hot_word_has_its_own_weight() -> None:
 def test_finals_of_a_stream_are_those_of_one_pass(folder: Path) -> None:
     decoder = BeamDecoder(ALPHABET, LanguageModel.load(folder))
     engine = Engine(PlantedModel(), decoder)  # type: ignore[arg-type]
-    samples = plant("THE CAT SAT ON THE MAT AND THE DOG SAT ON THE MAT ~~WE SEE THE SEA", gap=9)
+    samples = plant("THE CAT SAT ON THE MAT AND THE DOG SAT ON THE CAT ~~WE SEE THE SEA", gap=9)
     stream = engine.new_stream(StreamConfig.preset("low"))
     events = []
     for start in range(0, len(samples), 5000):
@@ -143,7 +143,7 @@ def test_finals_of_a_stream_are_those_of_one_pass(folder: Path) -> None:
     stream.finish()
     events += engine.drain(stream)
     finals = [event.text for event in events if event.is_final]
-    assert finals == ["THE CAT SAT ON THE MAT AND THE DOG SAT ON THE MAT", "WE SEE THE SEA"]
+    assert finals == ["THE CAT SAT ON THE MAT AND THE DOG SAT ON THE CAT", "WE SEE THE SEA"]
     assert finals == [event.text for event in transcribe_offline(engine, samples)]
     # Long stretches are decoded once: what a partial shows of them stays.
     partials = [event.text for event in events if not event.is_final and event.segment == 0]

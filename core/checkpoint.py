@@ -53,6 +53,7 @@ WEIGHT_NORM_SPELLINGS = {
 }
 # Parts of a checkpoint that another head of the same encoder leaves behind.
 HEADS = ("lm_head.", "quantizer.", "project_q.", "project_hid.", "classifier.", "projector.")
+BLOCKS = "encoder.layers."
 OPTIONAL_KEYS = ("masked_spec_embed",)  # of use only while training
 
 logger = logging.getLogger(__name__)
@@ -155,7 +156,7 @@ def load_model(
     """A model of class `cls` with a checkpoint's weights, in eval mode, on the CPU.
 
     Keys with and without the `wav2vec2.` prefix both fit, so that any head loads any encoder. Weights that the model
-    has no place for are logged.
+    has no place for are logged; where they are of a block, the model would not be what was trained.
 
     Args:
         config: replaces the checkpoint's `config.json` (other dropouts, another vocabulary).
@@ -164,8 +165,8 @@ def load_model(
         dtype: of all weights in memory, whatever they are on disk.
 
     Raises:
-        CheckpointError: no such checkpoint, files that cannot be read, or keys missing or of another shape; the
-            message lists them all.
+        CheckpointError: no such checkpoint, files that cannot be read, or keys missing, of another shape, or of a
+            block that has no place for them; the message lists them all.
     """
     directory = resolve(name_or_dir)
     name = str(name_or_dir)
@@ -180,10 +181,11 @@ def load_model(
     missing = expected.keys() - weights.keys()
     allowed = {k for k in wrong | missing if k.startswith(allow_missing)}
     allowed |= {k for k in missing if k.endswith(OPTIONAL_KEYS)}
-    report_leftover(name, leftover)
+    homeless = {k for k in leftover if k.removeprefix(PREFIX).startswith(BLOCKS)}
+    report_leftover(name, [k for k in leftover if k not in homeless])
     if allowed:
         logger.warning("%s: new random weights for %s", name, ", ".join(sorted(allowed)))
-    if problems := describe_problems(missing - allowed, wrong - allowed, weights, expected):
+    if problems := describe_problems(missing - allowed, wrong - allowed, homeless, weights, expected):
         raise CheckpointError(name, f"the weights in {directory}", "; ".join(problems))
     if allowed:
         model = cls(config)  # draws the weights that the checkpoint does not give
@@ -290,7 +292,7 @@ def report_leftover(name: str, leftover: list[str]) -> None:
 
 
 def describe_problems(
-    missing: set[str], wrong: set[str], weights: dict[str, Tensor], expected: dict[str, Tensor]
+    missing: set[str], wrong: set[str], homeless: set[str], weights: dict[str, Tensor], expected: dict[str, Tensor]
 ) -> list[str]:
     problems = []
     if missing:
@@ -303,6 +305,8 @@ def describe_problems(
             for k in sorted(wrong)
         )
         problems.append(f"{len(wrong)} of another shape or kind: {keys}")
+    if homeless:
+        problems.append(f"{len(homeless)} that the blocks have no place for: {', '.join(sorted(homeless))}")
     return problems
 
 

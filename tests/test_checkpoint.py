@@ -150,11 +150,14 @@ def test_weight_that_a_small_dtype_cannot_hold_is_refused(model: Wav2Vec2ForCTC,
 # ---- with transformers
 
 
-@pytest.fixture(params=[False, True], ids=["base", "stable"])
+STABLE = replace(TINY, do_stable_layer_norm=True, conv_bias=True, feat_extract_norm="layer")
+ADAPTED = replace(STABLE, adapter_attn_dim=8)
+
+
+@pytest.fixture(params=[TINY, STABLE, ADAPTED], ids=["base", "stable", "adapters"])
 def theirs(request: pytest.FixtureRequest) -> Any:
     transformers = pytest.importorskip("transformers")
-    norm = "layer" if request.param else "group"
-    config = replace(TINY, do_stable_layer_norm=request.param, conv_bias=request.param, feat_extract_norm=norm)
+    config = request.param
     torch.manual_seed(3)
     return transformers.Wav2Vec2ForCTC(transformers.Wav2Vec2Config(**config.to_dict())).eval()
 
@@ -290,6 +293,17 @@ def test_missing_and_wrong_keys_are_all_listed(model: Wav2Vec2ForCTC, tmp_path: 
     assert "lm_head.bias [11] int8, expected [11] float" in message
     assert "lm_head.weight [12, 32] float32, expected [11, 32] float" in message
     assert "\n" not in message
+
+
+def test_weights_that_a_block_has_no_place_for_are_an_error(model: Wav2Vec2ForCTC, tmp_path: Path) -> None:
+    """They are part of what was trained: without them the model says something else."""
+    save_model(model, tmp_path)
+    key = "wav2vec2.encoder.layers.1.novelty.weight"
+    rewrite(tmp_path, lambda weights: {**weights, key: torch.zeros(2)})
+    with pytest.raises(CheckpointError, match=f"1 that the blocks have no place for: {key}"):
+        Wav2Vec2ForCTC.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=f"1 that the blocks have no place for: {key}"):
+        Wav2Vec2Model.from_pretrained(tmp_path)
 
 
 # ---- files that cannot be used

@@ -3,7 +3,7 @@
 One object holds what the hub keeps in `vocab.json`, `tokenizer_config.json`, `special_tokens_map.json`
 and `preprocessor_config.json`. Decoding is CTC's (Graves et al. 2006, section 3.2): repeated ids are
 collapsed first, then blanks are dropped, so `L <pad> L` stays a double letter.
-Left out: beam search (`core/beam.py`) and vocabularies nested by language.
+Of vocabularies nested by language (MMS) the one of `target_lang` is taken. Left out: beam search (`core/beam.py`).
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core.audio import SAMPLE_RATE
-from core.checkpoint import CheckpointError, resolve
+from core.checkpoint import TOKENIZER_CONFIG_NAME, CheckpointError, resolve
 from core.features import AudioFeatures, RawSpeech, as_tensors, check_call, normalize, padded_lengths, split_utterances
 
 VOCAB_NAME = "vocab.json"
 ADDED_TOKENS_NAME = "added_tokens.json"
-TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 SPECIAL_TOKENS_NAME = "special_tokens_map.json"
 PREPROCESSOR_NAME = "preprocessor_config.json"
 
@@ -317,10 +316,11 @@ class Wav2Vec2Tokenizer:
         if not (directory / VOCAB_NAME).is_file():
             raise CheckpointError(str(name_or_dir), tried, f"a CTC checkpoint holds {VOCAB_NAME}")
         try:
-            vocab = read_json(directory / VOCAB_NAME)
+            text_settings = read_json(directory / TOKENIZER_CONFIG_NAME)
+            vocab = vocabulary_of(read_json(directory / VOCAB_NAME), text_settings.get("target_lang"))
             files = (
                 (SPECIAL_TOKENS, read_json(directory / SPECIAL_TOKENS_NAME)),
-                ((*TEXT_SETTINGS, *AUDIO_SETTINGS), read_json(directory / TOKENIZER_CONFIG_NAME)),
+                ((*TEXT_SETTINGS, *AUDIO_SETTINGS), text_settings),
                 (AUDIO_SETTINGS, read_json(directory / PREPROCESSOR_NAME)),
             )
             settings = {
@@ -340,12 +340,25 @@ class Wav2Vec2Tokenizer:
             raise CheckpointError(str(name_or_dir), tried, str(e)) from e
 
 
+def vocabulary_of(vocab: dict[str, Any], language: str | None) -> dict[str, Any]:
+    """One language's vocabulary; one that is not nested by language is of any.
+
+    Raises:
+        ValueError: it has no such language.
+    """
+    if language is None or not any(isinstance(value, dict) for value in vocab.values()):
+        return vocab
+    if not isinstance(vocab.get(language), dict):
+        raise ValueError(f"Expected a target_lang of {', '.join(vocab)}. Found: {language!r}")
+    return dict(vocab[language])
+
+
 def check_vocab(vocab: dict[str, int], pad_token: str) -> None:
     nested = [name for name, value in vocab.items() if isinstance(value, dict)]
     if nested:
         raise ValueError(
             f"Expected one vocabulary, token to id. Found one for each of {len(nested)} languages "
-            f"({', '.join(nested[:5])}); save the vocabulary of the wanted one as {VOCAB_NAME}"
+            f"({', '.join(nested[:5])}); name the wanted one as target_lang in {TOKENIZER_CONFIG_NAME}"
         )
     ids = list(vocab.values())
     if not all(isinstance(i, int) and i >= 0 for i in ids):

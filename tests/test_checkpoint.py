@@ -219,6 +219,28 @@ def test_pretraining_checkpoints_of_transformers_load(tmp_path: Path, caplog: py
     assert all(record.levelno == logging.INFO for record in caplog.records)
 
 
+def test_the_adapters_of_the_target_language_are_taken(tmp_path: Path) -> None:
+    """As MMS has them: the main weights are of one language, the others in files of their own, with their heads."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(4)
+    theirs = transformers.Wav2Vec2ForCTC(transformers.Wav2Vec2Config(**ADAPTED.to_dict())).eval()
+    theirs.save_pretrained(tmp_path)
+    adapter = {k: torch.randn_like(w) for k, w in theirs._get_adapters().items()}
+    adapter |= {"lm_head.weight": torch.randn(7, 32), "lm_head.bias": torch.randn(7)}
+    save_file(adapter, tmp_path / "adapter.deu.safetensors")
+    for language in (None, "eng", "../deu", 1):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"target_lang": language}))
+        assert_equal(Wav2Vec2ForCTC.from_pretrained(tmp_path), theirs)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"target_lang": "deu"}))
+    ours = Wav2Vec2ForCTC.from_pretrained(tmp_path)
+    assert ours.config.vocab_size == 7
+    expected = transformers.Wav2Vec2ForCTC.from_pretrained(tmp_path, target_lang="deu", ignore_mismatched_sizes=True)
+    assert_equal(ours, expected)
+    assert_same_logits(ours, expected.eval())
+    ours.save_pretrained(tmp_path / "new")
+    assert_equal(Wav2Vec2ForCTC.from_pretrained(tmp_path / "new"), ours)
+
+
 # ---- keys
 
 
@@ -460,6 +482,14 @@ def test_fetched_model_loads(model: Wav2Vec2ForCTC, tmp_path: Path, monkeypatch:
     files = {p.name: p.read_bytes() for p in (tmp_path / "there").iterdir()}
     use(Hub(files, tmp_path / "cache"), monkeypatch)
     assert_equal(Wav2Vec2ForCTC.from_pretrained("someone/model"), model)
+
+
+def test_the_adapters_of_the_target_language_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["model.safetensors", "adapter.eng.safetensors", "adapter.deu.safetensors"]
+    files = {name: b"" for name in names} | {"tokenizer_config.json": b'{"target_lang": "deu"}'}
+    use(Hub(files, tmp_path / "cache"), monkeypatch)
+    found = {p.name for p in resolve("someone/model").iterdir()}
+    assert found == {"model.safetensors", "tokenizer_config.json", "adapter.deu.safetensors"}
 
 
 def test_failed_fetch_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

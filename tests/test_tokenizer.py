@@ -406,6 +406,24 @@ def test_old_and_odd_files(tmp_path: Path) -> None:
     assert (tokenizer.do_normalize, tokenizer.return_attention_mask) == (True, True)
 
 
+def test_the_vocabulary_of_the_target_language_is_taken(tmp_path: Path) -> None:
+    """As MMS has them, a vocabulary for each language."""
+    vocab = {"eng": {"<pad>": 0, "a": 1}, "deu": {"<pad>": 0, "a": 1, "ä": 2}}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    with pytest.raises(
+        CheckpointError, match=r"2 languages \(eng, deu\); name .* target_lang in tokenizer_config.json"
+    ):
+        Wav2Vec2Tokenizer.from_pretrained(tmp_path)
+    for language, letters in vocab.items():
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"target_lang": language}))
+        assert Wav2Vec2Tokenizer.from_pretrained(tmp_path).vocab == letters
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"target_lang": "fra"}))
+    with pytest.raises(CheckpointError, match="target_lang of eng, deu. Found: 'fra'"):
+        Wav2Vec2Tokenizer.from_pretrained(tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab["eng"]))
+    assert Wav2Vec2Tokenizer.from_pretrained(tmp_path).vocab == vocab["eng"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -42,6 +42,7 @@ SETTINGS_PATTERNS = [
     TOKENIZER_CONFIG_NAME,
     "special_tokens_map.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "language_model/*",
 ]
 

@@ -1,8 +1,8 @@
 """Samples to model input, text to labels, and CTC ids to text, as a checkpoint's files describe it.
 
 One object holds what the hub keeps in `vocab.json`, `tokenizer_config.json`, `special_tokens_map.json`
-and `preprocessor_config.json`. Decoding is CTC's (Graves et al. 2006, section 3.2): repeated ids are
-collapsed first, then blanks are dropped, so `L <pad> L` stays a double letter.
+and `preprocessor_config.json`, or newer in `processor_config.json`. Decoding is CTC's (Graves et al. 2006,
+section 3.2): repeated ids are collapsed first, then blanks are dropped, so `L <pad> L` stays a double letter.
 Of vocabularies nested by language (MMS) the one of `target_lang` is taken. Left out: beam search (`core/beam.py`).
 """
 
@@ -28,6 +28,7 @@ VOCAB_NAME = "vocab.json"
 ADDED_TOKENS_NAME = "added_tokens.json"
 SPECIAL_TOKENS_NAME = "special_tokens_map.json"
 PREPROCESSOR_NAME = "preprocessor_config.json"
+PROCESSOR_NAME = "processor_config.json"  # of transformers 5, which writes the former into it
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 TEXT_SETTINGS = (*SPECIAL_TOKENS, "word_delimiter_token", "replace_word_delimiter_char", "do_lower_case")
@@ -306,7 +307,8 @@ class Wav2Vec2Tokenizer:
     def from_pretrained(cls, name_or_dir: str | Path) -> Wav2Vec2Tokenizer:
         """Reads a checkpoint's files, of a directory or a hub name; only `vocab.json` must be there.
 
-        Where files differ, `preprocessor_config.json` decides about audio and `tokenizer_config.json` about text.
+        Where files differ, `processor_config.json` decides about audio, then `preprocessor_config.json`; about text
+        `tokenizer_config.json`.
 
         Raises:
             CheckpointError: no such checkpoint, no `vocab.json`, or a file that cannot be used.
@@ -322,6 +324,7 @@ class Wav2Vec2Tokenizer:
                 (SPECIAL_TOKENS, read_json(directory / SPECIAL_TOKENS_NAME)),
                 ((*TEXT_SETTINGS, *AUDIO_SETTINGS), text_settings),
                 (AUDIO_SETTINGS, read_json(directory / PREPROCESSOR_NAME)),
+                (AUDIO_SETTINGS, read_json(directory / PROCESSOR_NAME).get("feature_extractor") or {}),
             )
             settings = {
                 # An object is an AddedToken of transformers.

@@ -470,7 +470,7 @@ def use(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_only_the_needed_files_are_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: list[str], fetched: list[str]
 ) -> None:
-    settings = ["config.json", "preprocessor_config.json", "vocab.json"]
+    settings = ["config.json", "preprocessor_config.json", "processor_config.json", "vocab.json"]
     files = {name: b"" for name in [*settings, *weights, "README.md", "onnx/model.onnx", "language_model/5gram.bin"]}
     use(Hub(files, tmp_path / "cache"), monkeypatch)
     assert resolve("someone/model") == tmp_path / "cache"

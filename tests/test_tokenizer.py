@@ -375,6 +375,21 @@ def test_we_read_the_files_of_transformers(reference: Any, tmp_path: Path) -> No
     assert vars(tokenizer) == vars(Wav2Vec2Tokenizer(VOCAB, do_normalize=False, return_attention_mask=True))
 
 
+def test_we_read_the_processors_of_transformers(reference: Any, tmp_path: Path) -> None:
+    """Since version 5 the feature extractor's settings are in the processor's file alone."""
+    transformers = pytest.importorskip("transformers")
+    extractor = transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True, do_normalize=False)
+    transformers.Wav2Vec2Processor(feature_extractor=extractor, tokenizer=reference).save_pretrained(tmp_path)
+    expected = vars(Wav2Vec2Tokenizer(VOCAB, do_normalize=False, return_attention_mask=True))
+    assert vars(Wav2Vec2Tokenizer.from_pretrained(tmp_path)) == expected
+    (tmp_path / "preprocessor_config.json").unlink(missing_ok=True)
+    settings = {"feature_extractor": {"do_normalize": False, "return_attention_mask": True}, "processor_class": "any"}
+    (tmp_path / "processor_config.json").write_text(json.dumps(settings))
+    assert vars(Wav2Vec2Tokenizer.from_pretrained(tmp_path)) == expected
+    (tmp_path / "processor_config.json").write_text('{"processor_class": "any"}')
+    assert Wav2Vec2Tokenizer.from_pretrained(tmp_path).do_normalize
+
+
 def test_vocabulary_alone_is_enough(tokenizer: Wav2Vec2Tokenizer, tmp_path: Path) -> None:
     path = tokenizer.save_vocabulary(tmp_path)
     assert path == tmp_path / "vocab.json"

@@ -78,6 +78,16 @@ def test_the_good_files_are_transcribed(capsys: pytest.CaptureFixture[str], audi
     assert err == "streamer: error: /none.wav: no such file\n"
 
 
+def test_a_file_with_an_impossible_rate_stops_no_other(
+    capsys: pytest.CaptureFixture[str], audio: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    soundfile.write(tmp_path / "slow.wav", np.zeros(800), 800)
+    target = tmp_path / "all.jsonl"
+    code, _, err = run(capsys, audio, tmp_path / "slow.wav", audio, "--model", tiny_model_dir, "--output", target)
+    assert code == 1 and err.startswith(f"streamer: error: {tmp_path}/slow.wav: Expected a sample rate")
+    assert target.read_text().count('"type": "end"') == 2
+
+
 def test_output_appears_whole(
     capsys: pytest.CaptureFixture[str], audio: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:

@@ -245,8 +245,8 @@ def read_container(name: str, sound: soundfile.SoundFile, resampler: Resampler) 
                 break
             n += len(block)
             yield check(resampler.push(block), name)
-        # libsndfile notes it when the header promises more than the file holds.
-        if n < sound.frames < HEADER_SAMPLES or "should be" in sound.extra_info:
+        # libsndfile notes it when the header promises more than the file holds: "data : 8000 (should be 4000)".
+        if n < sound.frames < HEADER_SAMPLES or "(should be" in sound.extra_info:
             logger.warning("%s: truncated: transcribed the %.2f s that are there", name, n / sound.samplerate)
     yield resampler.finish()
 

@@ -134,6 +134,18 @@ def test_a_truncated_file_is_read_as_far_as_it_goes(tmp_path: Path, caplog: pyte
     assert "truncated" in caplog.text
 
 
+def test_a_whole_file_of_odd_size_is_not_truncated(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """libsndfile's note on it also says what should be."""
+    data = bytearray(wav(TONE[:4001], subtype="PCM_U8"))
+    at = data.index(b"data") + 8
+    del data[at + 4001 :]  # as many programs write it, without a byte of padding
+    data[4:8] = (len(data) - 8).to_bytes(4, "little")
+    (tmp_path / "odd.wav").write_bytes(data)
+    with caplog.at_level(logging.WARNING):
+        assert len(read(tmp_path / "odd.wav")) == 4001
+    assert not caplog.text
+
+
 def test_raw_standard_input_and_a_container_on_it() -> None:
     pcm = (np.arange(-8000, 8000, dtype="<i2")).tobytes()
     source = open_pipe(io.BytesIO(pcm), 16_000, "pcm_s16le")

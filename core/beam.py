@@ -10,6 +10,7 @@ import gzip
 import importlib.util
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -114,7 +115,7 @@ def parse_hotwords(lines: Sequence[str]) -> dict[str, float]:
     """Words or phrases and their weights: `word` or `word:weight` a line, `#` begins a comment.
 
     Raises:
-        ValueError: a weight is not a number.
+        ValueError: a weight is not a finite number.
     """
     hotwords: dict[str, float] = {}
     for number, line in enumerate(lines, 1):
@@ -122,9 +123,12 @@ def parse_hotwords(lines: Sequence[str]) -> dict[str, float]:
         if not text.strip():
             continue
         try:
-            hotwords[" ".join(text.split())] = float(weight) if weight.strip() else HOTWORD_WEIGHT
-        except ValueError as e:
-            raise ValueError(f"Expected word or word:weight in line {number}. Found: {line.strip()!r}") from e
+            value = float(weight) if weight.strip() else HOTWORD_WEIGHT
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise ValueError(f"Expected word or word:weight in line {number}. Found: {line.strip()!r}")
+        hotwords[" ".join(text.split())] = value
     return hotwords
 
 
@@ -137,7 +141,7 @@ class BeamDecoder:
 
     Raises:
         LanguageModelError: the library is not installed, or cannot read the model.
-        ValueError: a hot word has letters that the model cannot write.
+        ValueError: a hot word has letters that the model cannot write, or a weight that is not finite.
     """
 
     alphabet: Alphabet
@@ -150,7 +154,9 @@ class BeamDecoder:
         if self.alphabet.delimiter == self.alphabet.blank:
             raise LanguageModelError("Expected a model with a word delimiter. Found: a vocabulary without one")
         spelled = {self.spell(word): weight for word, weight in self.hotwords.items()}
-        for word in spelled:
+        for word, weight in spelled.items():
+            if not math.isfinite(weight):  # every text would be as good as any other
+                raise ValueError(f"Expected finite weights of hot words. Found: {weight} of {word!r}")
             if wrong := self.foreign_letters(word):
                 raise ValueError(f"Expected hot words in the model's letters. Found {sorted(wrong)} in {word!r}")
         object.__setattr__(self, "hotwords", spelled)

@@ -155,6 +155,11 @@ def test_hot_word_files() -> None:
     assert parse_hotwords(lines) == {"Okafor": 8.0, "Siobhan": 3.5, "New York": 5.0}
     with pytest.raises(ValueError, match="line 2.*'b:much'"):
         parse_hotwords(["a", "b:much"])
+    for weight in ("nan", "inf", "-inf", "1e999"):
+        with pytest.raises(ValueError, match=f"line 1.*'b:{weight}'"):
+            parse_hotwords([f"b:{weight}"])
+        with pytest.raises(ValueError, match="Expected finite weights of hot words. Found: .* of 'B'"):
+            BeamDecoder(ALPHABET, hotwords={"b": float(weight)})
     with pytest.raises(ValueError, match="7"):
         BeamDecoder(ALPHABET, hotwords={"7UP": 1.0})
 

@@ -186,9 +186,10 @@ class BeamDecoder:
         return set(spelled) - set("".join(tokens)) - {" "}
 
     def spell(self, word: str) -> str:
-        """In the case of the model's letters."""
-        tokens = self.alphabet.tokens
-        return word.upper() if "E" in tokens and "e" not in tokens else word.lower() if "E" not in tokens else word
+        """In the model's letters: those that it has in one case alone are written in that."""
+        known = set("".join(self.alphabet.ids()))
+        forms = ((letter, letter.upper(), letter.lower()) for letter in word)
+        return "".join(next((form for form in of if known.issuperset(form)), of[0]) for of in forms)
 
     def __call__(self, log_probs: LogProbs, start_frame: int) -> list[WordSpan]:
         silent = [self.alphabet.blank, self.alphabet.delimiter, *self.alphabet.special]

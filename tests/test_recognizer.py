@@ -84,6 +84,9 @@ def test_wrong_input_is_named(recognizer: Recognizer) -> None:
         recognizer.transcribe(np.zeros(100, np.float32))
     with pytest.raises(ValueError, match="int32"):
         recognizer.transcribe(np.zeros(100, np.int32), 16_000)
+    for shape in ((2, 48_000), (1, 65), (1, 2, 3)):
+        with pytest.raises(ValueError, match=r"shape \(n,\) or \(n, channels\), of at most 64 channels. Found: \(\d, "):
+            recognizer.transcribe(np.zeros(shape, np.float32), 16_000)
     with pytest.raises(ValueError, match="NaN"):
         recognizer.transcribe(np.array([np.nan], np.float32), 16_000)
     with pytest.raises(ValueError, match="low, balanced, accurate"):

@@ -42,7 +42,7 @@ def test_json_object(capsys: pytest.CaptureFixture[str], audio: Path, tiny_model
     assert value["duration_s"] == 1.5
     assert value["text"] == " ".join(segment["text"] for segment in value["segments"])
     for word in value["segments"][0]["words"]:
-        assert 0 <= word["start_s"] < word["end_s"] <= 1.6 and 0 <= word["confidence"] <= 1
+        assert 0 <= word["start_s"] < word["end_s"] <= 1.5 and 0 <= word["confidence"] <= 1
 
 
 def test_jsonl_ends_with_an_end(capsys: pytest.CaptureFixture[str], audio: Path, tiny_model_dir: Path) -> None:

@@ -47,16 +47,19 @@ class Writer:
         self.partials = partials
         self.path = path
         self.warns = warns  # of gaps, on standard error
+        self.keeps = kind in ("json", "srt", "vtt")  # the others are written as they come, for days perhaps
         self.finals: list[Transcript] = []
         self.gaps: list[Gap] = []
 
     def event(self, event: Event, audio_s: float) -> None:
         if isinstance(event, Gap):
-            self.gaps.append(event)
+            if self.keeps:
+                self.gaps.append(event)
             if self.warns:
                 print(f"streamer: warning: lost {event.start_s}-{event.end_s} s: {event.reason}", file=sys.stderr)
         elif event.is_final:
-            self.finals.append(event)
+            if self.keeps:
+                self.finals.append(event)
         elif not self.partials:
             return
         if self.kind == "jsonl":

@@ -79,7 +79,9 @@ def test_flush_gives_a_final_and_the_context_manager_finishes(recognizer: Recogn
     assert stream.finish() == []
 
 
-def test_wrong_input_is_named(recognizer: Recognizer) -> None:
+def test_wrong_input_is_named(recognizer: Recognizer, tiny_model_dir: Path) -> None:
+    with pytest.raises(ValueError, match="at least 1 thread. Found: 0"):
+        Recognizer.load(tiny_model_dir, threads=0)
     with pytest.raises(ValueError, match="sample_rate"):
         recognizer.transcribe(np.zeros(100, np.float32))
     with pytest.raises(ValueError, match="int32"):

@@ -91,8 +91,17 @@ class Wav2Vec2Config:
     def __post_init__(self) -> None:
         for name in TUPLES:
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._check_kinds()
         self._check_sizes()
         self._check_choices()
+
+    def _check_kinds(self) -> None:
+        for setting in fields(self):
+            value, default = getattr(self, setting.name), setting.default
+            if isinstance(default, str) and not isinstance(value, str):
+                raise ValueError(f"{setting.name} must be a text. Found: {value!r}")
+            if isinstance(default, (int, float)) and not isinstance(value, (int, float, type(None))):
+                raise ValueError(f"{setting.name} must be a number. Found: {value!r}")
 
     def _check_sizes(self) -> None:
         for name in (

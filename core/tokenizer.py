@@ -339,7 +339,7 @@ class Wav2Vec2Tokenizer:
                 if token in added and token not in vocab:
                     vocab[token] = added[token]
             return cls(vocab, **settings)
-        except (ValueError, KeyError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError) as e:  # a file may hold anything
             raise CheckpointError(str(name_or_dir), tried, str(e)) from e
 
 

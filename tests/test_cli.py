@@ -143,6 +143,12 @@ def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], arguments: list
     assert message in err and err.count("\n") == 1 and "error: " in err
 
 
+def test_a_model_whose_settings_are_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_size": "x"}')
+    code, out, err = run(capsys, "models", "info", tmp_path)
+    assert (code, out) == (1, "") and "hidden_size must be a number. Found: 'x'" in err and err.count("\n") == 1
+
+
 def test_bad_device(capsys: pytest.CaptureFixture[str], audio: Path, tiny_model_dir: Path) -> None:
     code, _, err = run(capsys, audio, "--model", tiny_model_dir, "--device", "abacus")
     assert code == 1 and "cuda:N" in err

@@ -440,6 +440,24 @@ def test_the_vocabulary_of_the_target_language_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("file_name", "content"),
+    [
+        ("processor_config.json", '{"feature_extractor": "none"}'),
+        ("tokenizer_config.json", '{"pad_token": ["<pad>"]}'),
+        ("tokenizer_config.json", '{"pad_token": {}}'),
+        ("special_tokens_map.json", "3"),
+    ],
+)
+def test_unusable_settings_are_named(
+    tokenizer: Wav2Vec2Tokenizer, tmp_path: Path, file_name: str, content: str
+) -> None:
+    tokenizer.save_vocabulary(tmp_path)
+    (tmp_path / file_name).write_text(content)
+    with pytest.raises(CheckpointError):
+        Wav2Vec2Tokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "holds vocab.json"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -124,8 +125,17 @@ def check_targets(targets: Mapping[str, str | None], recording: str | None) -> N
 
 
 def write_to_stdout(text: str) -> None:
-    sys.stdout.write(text)
+    try:
+        sys.stdout.write(text)
+    except UnicodeEncodeError as e:
+        sys.stdout.write(encodable(text, e.encoding))
     sys.stdout.flush()
+
+
+def encodable(text: str, encoding: str) -> str:
+    r"""What an encoding lacks as JSON may have it, too: `→` to `\u2192` in Latin-1. Only `…` has another form."""
+    plain = text.replace("…", "...")
+    return "".join(c if c.encode(encoding, "ignore") else json.dumps(c)[1:-1] for c in plain)
 
 
 @contextmanager

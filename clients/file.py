@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import stat
 import sys
 from collections.abc import Iterator
@@ -100,23 +101,33 @@ def open_audio(path: str, sample_rate: int = SAMPLE_RATE, encoding: str = "pcm_s
         from clients.media import open_media
 
         return open_media(path)
-    file = Path(path)
+    file, name = Path(path), printable(path)
     try:
         state = file.stat()
         if stat.S_ISDIR(state.st_mode):
-            raise AudioError(f"{path}: is a directory; name the audio files in it")
+            raise AudioError(f"{name}: is a directory; name the audio files in it")
         if not stat.S_ISREG(state.st_mode):  # a named pipe, or a shell's <(command)
             pipe = file.open("rb")
-            source = open_pipe(pipe, sample_rate, encoding, channels, path)
+            source = open_pipe(pipe, sample_rate, encoding, channels, name)
             return replace(source, blocks=closing(pipe, source.blocks))
         if state.st_size == 0:
-            raise AudioError(f"{path}: the file is empty; expected audio")
+            raise AudioError(f"{name}: the file is empty; expected audio")
         file.open("rb").close()  # libsndfile does not say why it may not read
     except FileNotFoundError as e:
-        raise AudioError(f"{path}: no such file") from e
+        raise AudioError(f"{name}: no such file") from e
     except OSError as e:
-        raise AudioError(f"{path}: cannot be read: {e.strerror}") from e
-    return open_container(path, str(file))
+        raise AudioError(f"{name}: cannot be read: {e.strerror}") from e
+    return open_container(name, str(file))
+
+
+def printable(path: str) -> str:
+    """A path whose bytes may be no text, with `?` for those."""
+    return path.encode(errors="replace").decode()
+
+
+def open_sound(file: str | BinaryIO) -> soundfile.SoundFile:
+    """A path or an open file, by libsndfile, which is given the bytes of a path: they may be no text."""
+    return soundfile.SoundFile(os.fsencode(file) if isinstance(file, str) and os.name == "posix" else file)
 
 
 def closing(stream: BinaryIO, blocks: Iterator[Samples]) -> Iterator[Samples]:
@@ -191,7 +202,7 @@ def read_raw(
 
 def open_container(name: str, file: str | BinaryIO) -> Source:
     try:
-        sound = soundfile.SoundFile(file)
+        sound = open_sound(file)
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as e:
         from clients.media import is_installed, open_media
 
@@ -206,16 +217,19 @@ def open_container(name: str, file: str | BinaryIO) -> Source:
         raise AudioError(text) from e
     if sound.frames == 0:
         raise AudioError(f"{name}: the audio has no samples; expected some")
+    try:
+        resampler = Resampler(sound.samplerate, sound.channels)
+    except ValueError as e:
+        raise AudioError(f"{name}: {e}") from e
     duration_s = None if sound.frames >= HEADER_SAMPLES else sound.frames / sound.samplerate
-    return Source(name, duration_s, read_container(name, sound))
+    return Source(name, duration_s, read_container(name, sound, resampler))
 
 
 def reason(error: Exception) -> str:
     return str(getattr(error, "error_string", error)).strip().rstrip(".") or type(error).__name__
 
 
-def read_container(name: str, sound: soundfile.SoundFile) -> Iterator[Samples]:
-    resampler = Resampler(sound.samplerate, sound.channels)
+def read_container(name: str, sound: soundfile.SoundFile, resampler: Resampler) -> Iterator[Samples]:
     n = 0
     with sound:
         while True:
@@ -231,8 +245,8 @@ def read_container(name: str, sound: soundfile.SoundFile) -> Iterator[Samples]:
                 break
             n += len(block)
             yield check(resampler.push(block), name)
-        # libsndfile notes it when the header promises more than the file holds.
-        if n < sound.frames < HEADER_SAMPLES or "should be" in sound.extra_info:
+        # libsndfile notes it when the header promises more than the file holds: "data : 8000 (should be 4000)".
+        if n < sound.frames < HEADER_SAMPLES or "(should be" in sound.extra_info:
             logger.warning("%s: truncated: transcribed the %.2f s that are there", name, n / sound.samplerate)
     yield resampler.finish()
 

@@ -212,11 +212,13 @@ class AcousticModel:
 
 
 def alphabet_of(tokenizer: Wav2Vec2Tokenizer, n_vocab: int) -> Alphabet:
-    """The decoder's view of a tokenizer. Ids beyond the vocabulary count as special."""
+    """The decoder's view of a tokenizer: letters as they are shown. Ids beyond the vocabulary count as special."""
     tokens = list(tokenizer.tokens)
     tokens += [""] * (n_vocab - len(tokens))
     # A vocabulary without a delimiter has words that only a long pause can part.
     delimiter = tokenizer.blank_id if tokenizer.delimiter_id is None else tokenizer.delimiter_id
     named = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, ""}
     special = {i for i, token in enumerate(tokens) if token in named or re.fullmatch("<.*>", token)}
+    if tokenizer.do_lower_case:
+        tokens = [token if i in special else token.lower() for i, token in enumerate(tokens)]
     return Alphabet(tuple(tokens), tokenizer.blank_id, delimiter, frozenset(special - {tokenizer.blank_id, delimiter}))

@@ -85,7 +85,8 @@ def align_words(log_probs: LogProbs, start_frame: int, text: str, alphabet: Alph
     Args:
         log_probs: (n_frames, n_vocab), raw frames with blanks.
         start_frame: the stream's frame of row 0.
-        text: words parted by white space, in letters of the alphabet; upper and lower case are the same.
+        text: words parted by white space, in letters of the alphabet, the longest that fit; upper and lower case are
+            the same.
 
     Raises:
         ValueError: a letter is not in the alphabet, or the frames cannot hold the text.
@@ -97,7 +98,7 @@ def align_words(log_probs: LogProbs, start_frame: int, text: str, alphabet: Alph
     for word in words:
         if labels and has_delimiter:
             labels.append(alphabet.delimiter)
-        spelled = [letter_id(letter, alphabet) for letter in word]
+        spelled = spell(word, alphabet)
         bounds.append((len(labels), len(labels) + len(spelled)))
         labels += spelled
     said = align(log_probs, labels, alphabet.silent)
@@ -119,10 +120,18 @@ def align_words(log_probs: LogProbs, start_frame: int, text: str, alphabet: Alph
     ]
 
 
-def letter_id(letter: str, alphabet: Alphabet) -> int:
-    for form in (letter, letter.upper(), letter.lower()):
-        if form in alphabet.tokens:
-            token = alphabet.tokens.index(form)
-            if token not in alphabet.silent and token not in alphabet.special:
-                return token
-    raise ValueError(f"Expected a text in the model's letters. Found: {letter!r}")
+def spell(word: str, alphabet: Alphabet) -> list[int]:
+    """The ids of a word's letters. Longer ones win: with `c`, `h` and `ch`, `chac` -> `ch a c`."""
+    known = alphabet.ids()
+    longest = max(map(len, known), default=0)
+    spelled: list[int] = []
+    start = 0
+    while start < len(word):
+        pieces = (word[start : start + n] for n in range(longest, 0, -1))
+        forms = ((piece, form) for piece in pieces for form in (piece, piece.upper(), piece.lower()))
+        found = next(((piece, known[form]) for piece, form in forms if form in known), None)
+        if found is None:
+            raise ValueError(f"Expected a text in the model's letters. Found: {word[start]!r}")
+        start += len(found[0])
+        spelled.append(found[1])
+    return spelled

@@ -10,6 +10,7 @@ import gzip
 import importlib.util
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -116,7 +117,7 @@ def parse_hotwords(lines: Sequence[str]) -> dict[str, float]:
     """Words or phrases and their weights: `word` or `word:weight` a line, `#` begins a comment.
 
     Raises:
-        ValueError: a weight is not a number.
+        ValueError: a weight is not a finite number.
     """
     hotwords: dict[str, float] = {}
     for number, line in enumerate(lines, 1):
@@ -124,9 +125,12 @@ def parse_hotwords(lines: Sequence[str]) -> dict[str, float]:
         if not text.strip():
             continue
         try:
-            hotwords[" ".join(text.split())] = float(weight) if weight.strip() else HOTWORD_WEIGHT
-        except ValueError as e:
-            raise ValueError(f"Expected word or word:weight in line {number}. Found: {line.strip()!r}") from e
+            value = float(weight) if weight.strip() else HOTWORD_WEIGHT
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise ValueError(f"Expected word or word:weight in line {number}. Found: {line.strip()!r}")
+        hotwords[" ".join(text.split())] = value
     return hotwords
 
 
@@ -139,7 +143,7 @@ class BeamDecoder:
 
     Raises:
         LanguageModelError: the library is not installed, or cannot read the model.
-        ValueError: a hot word has letters that the model cannot write.
+        ValueError: a hot word has letters that the model cannot write, or a weight that is not finite.
     """
 
     alphabet: Alphabet
@@ -152,7 +156,9 @@ class BeamDecoder:
         if self.alphabet.delimiter == self.alphabet.blank:
             raise LanguageModelError("Expected a model with a word delimiter. Found: a vocabulary without one")
         spelled = {self.spell(word): weight for word, weight in self.hotwords.items()}
-        for word in spelled:
+        for word, weight in spelled.items():
+            if not math.isfinite(weight):  # every text would be as good as any other
+                raise ValueError(f"Expected finite weights of hot words. Found: {weight} of {word!r}")
             if wrong := self.foreign_letters(word):
                 raise ValueError(f"Expected hot words in the model's letters. Found {sorted(wrong)} in {word!r}")
         object.__setattr__(self, "hotwords", spelled)
@@ -182,9 +188,10 @@ class BeamDecoder:
         return set(spelled) - set("".join(tokens)) - {" "}
 
     def spell(self, word: str) -> str:
-        """In the case of the model's letters."""
-        tokens = self.alphabet.tokens
-        return word.upper() if "E" in tokens and "e" not in tokens else word.lower() if "E" not in tokens else word
+        """In the model's letters: those that it has in one case alone are written in that."""
+        known = set("".join(self.alphabet.ids()))
+        forms = ((letter, letter.upper(), letter.lower()) for letter in word)
+        return "".join(next((form for form in of if known.issuperset(form)), of[0]) for of in forms)
 
     def __call__(self, log_probs: LogProbs, start_frame: int) -> list[WordSpan]:
         silent = [self.alphabet.blank, self.alphabet.delimiter, *self.alphabet.special]

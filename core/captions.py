@@ -15,6 +15,7 @@ from core.transcript import Gap, Transcript, Word
 
 LINE_LENGTH = 42  # characters; two lines a cue, as broadcasters do
 CUE_SECONDS = 6.0
+LEAST_SECONDS = 1.0  # what is shown for less cannot be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,10 @@ def wrap(words: Sequence[Word]) -> tuple[str, ...]:
 
 
 def cues(finals: Iterable[Transcript]) -> list[Cue]:
-    """Finals cut at word borders into cues of two lines and some seconds, which never overlap."""
+    """Finals cut at word borders into cues of two lines and some seconds, which never overlap.
+
+    A cue stays long enough to be read, as far as the next one lets it.
+    """
     groups: list[list[Word]] = []
     for final in finals:
         group: list[Word] = []
@@ -53,6 +57,7 @@ def cues(finals: Iterable[Transcript]) -> list[Cue]:
         start, end = group[0].start_s, group[-1].end_s
         if result:
             start = max(start, result[-1].end_s)
+        end = max(end, start + LEAST_SECONDS)
         if i + 1 < len(groups):
             end = min(end, max(start, groups[i + 1][0].start_s))
         result.append(Cue(start, max(end, start + 0.001), wrap(group)))

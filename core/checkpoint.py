@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -32,13 +33,16 @@ BIN_NAME = "pytorch_model.bin"
 BIN_INDEX_NAME = "pytorch_model.bin.index.json"
 SAFETENSORS_PATTERNS = [SAFETENSORS_NAME, SAFETENSORS_INDEX_NAME, "model-*.safetensors"]
 BIN_PATTERNS = [BIN_NAME, BIN_INDEX_NAME, "pytorch_model-*.bin"]
+ADAPTER_NAME = "adapter.{}.safetensors"  # of MMS: the adapters and the head of one language
+TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 SETTINGS_PATTERNS = [
     CONFIG_NAME,
     "vocab.json",
     "added_tokens.json",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG_NAME,
     "special_tokens_map.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "language_model/*",
 ]
 
@@ -53,6 +57,7 @@ WEIGHT_NORM_SPELLINGS = {
 }
 # Parts of a checkpoint that another head of the same encoder leaves behind.
 HEADS = ("lm_head.", "quantizer.", "project_q.", "project_hid.", "classifier.", "projector.")
+BLOCKS = "encoder.layers."
 OPTIONAL_KEYS = ("masked_spec_embed",)  # of use only while training
 
 logger = logging.getLogger(__name__)
@@ -126,6 +131,8 @@ def fetch(name: str) -> Path:
         directory = Path(snapshot_download(name, allow_patterns=SETTINGS_PATTERNS + SAFETENSORS_PATTERNS))
         if not has_safetensors(directory):
             directory = Path(snapshot_download(name, allow_patterns=SETTINGS_PATTERNS + BIN_PATTERNS))
+        if language := target_language(directory):
+            directory = Path(snapshot_download(name, allow_patterns=[ADAPTER_NAME.format(language)]))
     except Exception as e:  # the families of the hub's HTTP stack change with its version
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
             remedy = "it is not in the local cache and HF_HUB_OFFLINE is set; unset it to download"
@@ -144,6 +151,29 @@ def has_safetensors(directory: Path) -> bool:
     return (directory / SAFETENSORS_NAME).is_file() or (directory / SAFETENSORS_INDEX_NAME).is_file()
 
 
+def target_language(directory: Path) -> str | None:
+    """The language of several that the checkpoint's tokenizer is set to; None where it has one alone.
+
+    A file that cannot be read is for `core.tokenizer` to tell of.
+    """
+    try:
+        language = json.loads((directory / TOKENIZER_CONFIG_NAME).read_text(encoding="utf-8"))["target_lang"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    # It becomes part of a file's name, which must not lead out of the checkpoint.
+    return language if isinstance(language, str) and re.fullmatch(r"[\w-]+", language) else None
+
+
+def read_adapter(directory: Path, name: str) -> dict[str, Tensor]:
+    """Adapters and head of the target language; none where the weights themselves are the only ones.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = directory / ADAPTER_NAME.format(target_language(directory))
+    return read_file(path, name) if path.is_file() else {}
+
+
 def load_model(
     cls: type[ModelT],
     name_or_dir: str | Path,
@@ -154,8 +184,11 @@ def load_model(
 ) -> ModelT:
     """A model of class `cls` with a checkpoint's weights, in eval mode, on the CPU.
 
+    One with adapters (MMS) is of the language that `tokenizer_config.json` names as `target_lang`, where there is a
+    file of that language's adapters.
+
     Keys with and without the `wav2vec2.` prefix both fit, so that any head loads any encoder. Weights that the model
-    has no place for are logged.
+    has no place for are logged; where they are of a block, the model would not be what was trained.
 
     Args:
         config: replaces the checkpoint's `config.json` (other dropouts, another vocabulary).
@@ -164,14 +197,16 @@ def load_model(
         dtype: of all weights in memory, whatever they are on disk.
 
     Raises:
-        CheckpointError: no such checkpoint, files that cannot be read, or keys missing or of another shape; the
-            message lists them all.
+        CheckpointError: no such checkpoint, files that cannot be read, or keys missing, of another shape, or of a
+            block that has no place for them; the message lists them all.
     """
     directory = resolve(name_or_dir)
     name = str(name_or_dir)
     if config is None:
         config = load_config(directory, name)
     found = read_weights(directory, name)
+    if config.adapter_attn_dim is not None:
+        found |= read_adapter(directory, name)
     with Undrawn():
         model = cls(config)
     expected = model.state_dict()
@@ -180,10 +215,11 @@ def load_model(
     missing = expected.keys() - weights.keys()
     allowed = {k for k in wrong | missing if k.startswith(allow_missing)}
     allowed |= {k for k in missing if k.endswith(OPTIONAL_KEYS)}
-    report_leftover(name, leftover)
+    homeless = {k for k in leftover if k.removeprefix(PREFIX).startswith(BLOCKS)}
+    report_leftover(name, [k for k in leftover if k not in homeless])
     if allowed:
         logger.warning("%s: new random weights for %s", name, ", ".join(sorted(allowed)))
-    if problems := describe_problems(missing - allowed, wrong - allowed, weights, expected):
+    if problems := describe_problems(missing - allowed, wrong - allowed, homeless, weights, expected):
         raise CheckpointError(name, f"the weights in {directory}", "; ".join(problems))
     if allowed:
         model = cls(config)  # draws the weights that the checkpoint does not give
@@ -193,7 +229,7 @@ def load_model(
 
 
 def load_config(directory: Path, name: str) -> Wav2Vec2Config:
-    """The checkpoint's config.
+    """The checkpoint's config, with the vocabulary size of its target language.
 
     Raises:
         CheckpointError: no `config.json`, or it describes something that this implementation cannot run.
@@ -210,6 +246,9 @@ def load_config(directory: Path, name: str) -> Wav2Vec2Config:
         raise CheckpointError(name, tried, f"expected model_type wav2vec2, found {kind}")
     if config.extra.get("add_adapter"):
         raise CheckpointError(name, tried, "checkpoints with add_adapter are not supported")
+    if config.adapter_attn_dim is not None:
+        head = read_adapter(directory, name).get("lm_head.bias")
+        config = config if head is None else replace(config, vocab_size=len(head))
     return config
 
 
@@ -290,7 +329,7 @@ def report_leftover(name: str, leftover: list[str]) -> None:
 
 
 def describe_problems(
-    missing: set[str], wrong: set[str], weights: dict[str, Tensor], expected: dict[str, Tensor]
+    missing: set[str], wrong: set[str], homeless: set[str], weights: dict[str, Tensor], expected: dict[str, Tensor]
 ) -> list[str]:
     problems = []
     if missing:
@@ -303,6 +342,8 @@ def describe_problems(
             for k in sorted(wrong)
         )
         problems.append(f"{len(wrong)} of another shape or kind: {keys}")
+    if homeless:
+        problems.append(f"{len(homeless)} that the blocks have no place for: {', '.join(sorted(homeless))}")
     return problems
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 ACTIVATIONS = ("gelu", "relu", "silu", "gelu_new")
 CONV_ACTIVATIONS = (*ACTIVATIONS, "square", "log")
-EXTENSIONS = ("conv_padding", "conv_activation", "add_sinusoids", "branch")
+EXTENSIONS = ("adapter_attn_dim", "conv_padding", "conv_activation", "add_sinusoids", "branch")
 TUPLES = ("conv_dim", "conv_stride", "conv_kernel", "conv_padding", "conv_activation", "branch")
 CTC_REDUCTIONS = ("mean", "sum", "none")
 CONFIG_NAME = "config.json"
@@ -54,6 +54,7 @@ class Wav2Vec2Config:
     num_conv_pos_embeddings: int = 128
     num_conv_pos_embedding_groups: int = 16
     do_stable_layer_norm: bool = False
+    adapter_attn_dim: int | None = None  # width of the adapters of MMS, which blocks with stable layer norm may have
     # Beyond the paper, each left out of the file where a model has none of it. Convolutions may be padded with zeros
     # and have activations of their own, so that they can begin as a spectrum; Whisper's blocks need sinusoids. Blocks
     # from the first number of `branch` up to the second only advise: a linear map of what they say is added to what
@@ -90,8 +91,17 @@ class Wav2Vec2Config:
     def __post_init__(self) -> None:
         for name in TUPLES:
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._check_kinds()
         self._check_sizes()
         self._check_choices()
+
+    def _check_kinds(self) -> None:
+        for setting in fields(self):
+            value, default = getattr(self, setting.name), setting.default
+            if isinstance(default, str) and not isinstance(value, str):
+                raise ValueError(f"{setting.name} must be a text. Found: {value!r}")
+            if isinstance(default, (int, float)) and not isinstance(value, (int, float, type(None))):
+                raise ValueError(f"{setting.name} must be a number. Found: {value!r}")
 
     def _check_sizes(self) -> None:
         for name in (
@@ -105,6 +115,8 @@ class Wav2Vec2Config:
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name} must be at least 1. Found: {value}")
+        if self.adapter_attn_dim is not None and self.adapter_attn_dim < 1:
+            raise ValueError(f"adapter_attn_dim must be at least 1. Found: {self.adapter_attn_dim}")
         if self.num_hidden_layers < 0:
             raise ValueError(f"num_hidden_layers must not be negative. Found: {self.num_hidden_layers}")
         if self.hidden_size % self.num_attention_heads:

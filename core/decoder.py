@@ -42,6 +42,11 @@ class Alphabet:
         silent = self.special | set(self.silent)
         return tuple(None if i in silent else token for i, token in enumerate(self.tokens))
 
+    @cache  # noqa: B019
+    def ids(self) -> dict[str, int]:
+        """The id of each letter, which may be several characters; of two that are alike, the first's."""
+        return {letter: i for i, letter in reversed(list(enumerate(self.letters()))) if letter}
+
 
 @dataclass(frozen=True, slots=True)
 class WordSpan:

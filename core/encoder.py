@@ -93,6 +93,21 @@ class FeedForward(nn.Module):
         return x
 
 
+class AttentionAdapter(nn.Module):
+    """What a block adds for one language (Pratap et al. 2023, https://arxiv.org/abs/2305.13516)."""
+
+    def __init__(self, config: Wav2Vec2Config) -> None:
+        super().__init__()
+        assert config.adapter_attn_dim is not None
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.linear_1 = nn.Linear(config.hidden_size, config.adapter_attn_dim)
+        self.linear_2 = nn.Linear(config.adapter_attn_dim, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        added: Tensor = self.linear_2(F.relu(self.linear_1(self.norm(x))))
+        return added
+
+
 class EncoderLayer(nn.Module):
     """One transformer block, normalised after (base) or before (stable) each half."""
 
@@ -104,6 +119,8 @@ class EncoderLayer(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = FeedForward(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        has_adapter = self.is_stable and config.adapter_attn_dim is not None
+        self.adapter_layer = AttentionAdapter(config) if has_adapter else None
 
     def forward(self, x: Tensor, mask: Tensor | None, want_weights: bool) -> tuple[Tensor, Tensor | None]:
         attended, weights = self.attention(self.layer_norm(x) if self.is_stable else x, mask, want_weights)
@@ -114,6 +131,8 @@ class EncoderLayer(nn.Module):
         x = x + self.dropout(attended)
         if self.is_stable:
             x = x + self.feed_forward(self.final_layer_norm(x))
+            if self.adapter_layer is not None:
+                x = x + self.adapter_layer(x)
         else:
             x = self.layer_norm(x)
             x = self.final_layer_norm(x + self.feed_forward(x))

@@ -21,6 +21,7 @@ from core.audio import (
     Samples,
     n_frames,
     n_samples_for,
+    to_seconds,
 )
 from core.commitment import UNSURE_AFTER, after, keep_committed, n_agreed
 from core.decoder import Decode, GreedyDecoder, WordSpan
@@ -279,14 +280,15 @@ class Engine:
         if (text, n) == stream.last_partial:
             return []
         stream.last_partial = (text, n)
-        return [self.transcript(stream, words, n, end_frame, is_final=False)]
+        return [self.transcript(stream, words, n, end_frame, n_samples_for(end_frame), is_final=False)]
 
     def transcript(
-        self, stream: Stream, spans: list[WordSpan], n_committed: int, end_frame: int, is_final: bool
+        self, stream: Stream, spans: list[WordSpan], n_committed: int, end_frame: int, end_sample: int, is_final: bool
     ) -> Transcript:
         """Frames become seconds here, once.
 
-        A spike of CTC begins after its sound and ends before it, so words are widened, up to their neighbours.
+        A spike of CTC begins after its sound and ends before it, so words are widened, up to their neighbours and to
+        `end_sample`, the first that was not heard.
         """
         start_s, end_s = stream.frames.start_frame / FRAMES_PER_SECOND, end_frame / FRAMES_PER_SECOND
         before, told, n_before = stream.told
@@ -295,8 +297,8 @@ class Engine:
         for i, span in enumerate(spans[len(words) :], len(words)):
             start, first = max(first, span.start_frame - LEAD), span.end_frame
             limit = max(first, spans[i + 1].start_frame - LEAD) if i + 1 < len(spans) else end_frame + TRAIL
-            times = start / FRAMES_PER_SECOND, min(limit, first + TRAIL) / FRAMES_PER_SECOND
-            words.append(Word(span.text, *times, self.confidence(span), i < n_committed))
+            end = min(min(limit, first + TRAIL) / FRAMES_PER_SECOND, to_seconds(end_sample))
+            words.append(Word(span.text, start / FRAMES_PER_SECOND, end, self.confidence(span), i < n_committed))
         n = min(len(stream.settled), len(spans))
         stream.told = (spans[:n], words[: max(0, n - 1)], n_committed)
         return make_transcript(stream.segment, is_final, tuple(words), start_s, end_s)
@@ -334,10 +336,10 @@ class Engine:
         words = keep_committed(stream.decode(rows[: cut - first], first), stream.committed)
         events: list[Event] = []
         if words:
-            events = [self.transcript(stream, words, len(words), cut, is_final=True)]
+            events = [self.transcript(stream, words, len(words), cut, task.end_sample, is_final=True)]
             stream.segment += 1
         elif stream.last_partial[0]:
-            events = [self.transcript(stream, [], 0, cut, is_final=False)]  # takes the partial back
+            events = [self.transcript(stream, [], 0, cut, task.end_sample, is_final=False)]  # takes the partial back
         self.begin_segment(stream, cut)
         self.release(stream)
         return events

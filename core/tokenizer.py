@@ -1,9 +1,9 @@
 """Samples to model input, text to labels, and CTC ids to text, as a checkpoint's files describe it.
 
 One object holds what the hub keeps in `vocab.json`, `tokenizer_config.json`, `special_tokens_map.json`
-and `preprocessor_config.json`. Decoding is CTC's (Graves et al. 2006, section 3.2): repeated ids are
-collapsed first, then blanks are dropped, so `L <pad> L` stays a double letter.
-Left out: beam search (`core/beam.py`) and vocabularies nested by language.
+and `preprocessor_config.json`, or newer in `processor_config.json`. Decoding is CTC's (Graves et al. 2006,
+section 3.2): repeated ids are collapsed first, then blanks are dropped, so `L <pad> L` stays a double letter.
+Of vocabularies nested by language (MMS) the one of `target_lang` is taken. Left out: beam search (`core/beam.py`).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core.audio import SAMPLE_RATE
-from core.checkpoint import CheckpointError, resolve
+from core.checkpoint import TOKENIZER_CONFIG_NAME, CheckpointError, resolve
 from core.features import AudioFeatures, RawSpeech, as_tensors, check_call, normalize, padded_lengths, split_utterances
 
 VOCAB_NAME = "vocab.json"
 ADDED_TOKENS_NAME = "added_tokens.json"
-TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 SPECIAL_TOKENS_NAME = "special_tokens_map.json"
 PREPROCESSOR_NAME = "preprocessor_config.json"
+PROCESSOR_NAME = "processor_config.json"  # of transformers 5, which writes the former into it
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 TEXT_SETTINGS = (*SPECIAL_TOKENS, "word_delimiter_token", "replace_word_delimiter_char", "do_lower_case")
@@ -307,7 +307,8 @@ class Wav2Vec2Tokenizer:
     def from_pretrained(cls, name_or_dir: str | Path) -> Wav2Vec2Tokenizer:
         """Reads a checkpoint's files, of a directory or a hub name; only `vocab.json` must be there.
 
-        Where files differ, `preprocessor_config.json` decides about audio and `tokenizer_config.json` about text.
+        Where files differ, `processor_config.json` decides about audio, then `preprocessor_config.json`; about text
+        `tokenizer_config.json`.
 
         Raises:
             CheckpointError: no such checkpoint, no `vocab.json`, or a file that cannot be used.
@@ -317,11 +318,13 @@ class Wav2Vec2Tokenizer:
         if not (directory / VOCAB_NAME).is_file():
             raise CheckpointError(str(name_or_dir), tried, f"a CTC checkpoint holds {VOCAB_NAME}")
         try:
-            vocab = read_json(directory / VOCAB_NAME)
+            text_settings = read_json(directory / TOKENIZER_CONFIG_NAME)
+            vocab = vocabulary_of(read_json(directory / VOCAB_NAME), text_settings.get("target_lang"))
             files = (
                 (SPECIAL_TOKENS, read_json(directory / SPECIAL_TOKENS_NAME)),
-                ((*TEXT_SETTINGS, *AUDIO_SETTINGS), read_json(directory / TOKENIZER_CONFIG_NAME)),
+                ((*TEXT_SETTINGS, *AUDIO_SETTINGS), text_settings),
                 (AUDIO_SETTINGS, read_json(directory / PREPROCESSOR_NAME)),
+                (AUDIO_SETTINGS, read_json(directory / PROCESSOR_NAME).get("feature_extractor") or {}),
             )
             settings = {
                 # An object is an AddedToken of transformers.
@@ -336,8 +339,21 @@ class Wav2Vec2Tokenizer:
                 if token in added and token not in vocab:
                     vocab[token] = added[token]
             return cls(vocab, **settings)
-        except (ValueError, KeyError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError) as e:  # a file may hold anything
             raise CheckpointError(str(name_or_dir), tried, str(e)) from e
+
+
+def vocabulary_of(vocab: dict[str, Any], language: str | None) -> dict[str, Any]:
+    """One language's vocabulary; one that is not nested by language is of any.
+
+    Raises:
+        ValueError: it has no such language.
+    """
+    if language is None or not any(isinstance(value, dict) for value in vocab.values()):
+        return vocab
+    if not isinstance(vocab.get(language), dict):
+        raise ValueError(f"Expected a target_lang of {', '.join(vocab)}. Found: {language!r}")
+    return dict(vocab[language])
 
 
 def check_vocab(vocab: dict[str, int], pad_token: str) -> None:
@@ -345,7 +361,7 @@ def check_vocab(vocab: dict[str, int], pad_token: str) -> None:
     if nested:
         raise ValueError(
             f"Expected one vocabulary, token to id. Found one for each of {len(nested)} languages "
-            f"({', '.join(nested[:5])}); save the vocabulary of the wanted one as {VOCAB_NAME}"
+            f"({', '.join(nested[:5])}); name the wanted one as target_lang in {TOKENIZER_CONFIG_NAME}"
         )
     ids = list(vocab.values())
     if not all(isinstance(i, int) and i >= 0 for i in ids):

@@ -3,7 +3,7 @@
 Submodule names equal the keys of hub checkpoints, so that loading needs no renaming. Both published
 shapes are here: group norm with post-norm blocks (base) and layer norm with pre-norm blocks
 ("stable layer norm", large). The pre-training head is in `core/pretraining.py`.
-Left out: adapters (`add_adapter`) and the conformer variants.
+Left out: adapters behind the encoder (`add_adapter`) and the conformer variants.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def add_model_options(parser: argparse.ArgumentParser, several: bool = False, ha
         group.add_argument("--model", default="streamer-en", metavar="NAME|DIR", help="default: %(default)s")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     group.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "int8"])
-    group.add_argument("--threads", type=int, default=None, metavar="N", help="PyTorch threads")
+    group.add_argument("--threads", type=count, default=None, metavar="N", help="PyTorch threads")
     group.add_argument(
         "--lm", default="auto", metavar="PATH", help="n-gram model; default: the model's own; none: without"
     )
@@ -69,6 +69,12 @@ def add_model_options(parser: argparse.ArgumentParser, several: bool = False, ha
         group.add_argument(
             "--latency", default="balanced", choices=["low", "balanced", "accurate"], help="0.5, 1 or 2 s"
         )
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1. Found: {text}")
+    return int(text)
 
 
 def milliseconds(text: str) -> int:
@@ -99,7 +105,7 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--system-audio", action="store_true", help="live captions of what this computer plays")
     group.add_argument("--play", metavar="FILE", help="live captions of a file while it is played")
     group.add_argument("--sample-rate", type=int, default=16_000, metavar="HZ", help="of raw samples in a pipe")
-    group.add_argument("--channels", type=int, default=1, metavar="N", help="of raw samples, which are interleaved")
+    group.add_argument("--channels", type=count, default=1, metavar="N", help="of raw samples, which are interleaved")
     group.add_argument("--encoding", default="pcm_s16le", choices=["pcm_s16le", "pcm_f32le", "mulaw", "alaw"])
     group.add_argument("--realtime", action="store_true", help="feed a file no faster than it plays")
 
@@ -240,7 +246,7 @@ def serve(arguments: Sequence[str]) -> int:
     access.add_argument("--tls-key", metavar="PEM")
     limits = parser.add_argument_group("limits")
     limits.add_argument(
-        "--max-sessions", type=int, default=32, metavar="N", help="fewer where more would make steps late"
+        "--max-sessions", type=count, default=32, metavar="N", help="fewer where more would make steps late"
     )
     limits.add_argument("--no-load-limit", action="store_true", help="take --max-sessions even where steps get late")
     limits.add_argument(
@@ -249,7 +255,9 @@ def serve(arguments: Sequence[str]) -> int:
         metavar="MS",
         help="of what was heard before is computed again by each step; less: more sessions, rougher partials",
     )
-    limits.add_argument("--sessions-per-client", type=int, metavar="N", help="of one key or, without keys, one address")
+    limits.add_argument(
+        "--sessions-per-client", type=count, metavar="N", help="of one key or, without keys, one address"
+    )
     limits.add_argument(
         "--resume-seconds",
         type=float,
@@ -265,8 +273,14 @@ def serve(arguments: Sequence[str]) -> int:
     add_model_options(parser, several=True)
     args = parser.parse_args(arguments)
     args.model = args.model or ["streamer-en"]
+    if args.tls_key and not args.tls_cert:
+        parser.error("--tls-key needs --tls-cert, the certificate that belongs to it")
     log_to_stderr(args.log_format, args.log_level)
+    from streamer.protocols.native import REFRESH_MS
     from streamer.serve import run_server
+
+    if args.refresh_ms is not None and not REFRESH_MS[0] <= args.refresh_ms <= REFRESH_MS[1]:
+        parser.error(f"--refresh-ms must be from {REFRESH_MS[0]} to {REFRESH_MS[1]}. Found: {args.refresh_ms}")
 
     return run_server(args)
 

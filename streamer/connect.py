@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import soundfile
 
-from clients.file import AudioError, open_audio
+from clients.file import AudioError, open_audio, open_sound, printable
 from clients.websocket import Message, ServerError, StreamClient, StreamError
 from core.audio import SAMPLE_RATE, Samples, encode_pcm16
 from core.transcript import Event, Gap, Transcript, Word
@@ -75,11 +75,11 @@ def open_channels(path: str) -> tuple[int, Iterator[Samples]]:
         AudioError: it cannot be read, or has another number of channels.
     """
     try:
-        sound = soundfile.SoundFile(path)
+        sound = open_sound(path)
     except (soundfile.LibsndfileError, RuntimeError) as e:
-        raise AudioError(f"{path}: --split needs a file that libsndfile reads: {e}") from e
+        raise AudioError(f"{printable(path)}: --split needs a file that libsndfile reads: {e}") from e
     if sound.channels != 2:
-        raise AudioError(f"{path}: --split needs two channels. Found: {sound.channels}")
+        raise AudioError(f"{printable(path)}: --split needs two channels. Found: {sound.channels}")
     return sound.samplerate, (block.reshape(-1) for block in sound.blocks(sound.samplerate, dtype="float32"))
 
 
@@ -261,7 +261,7 @@ def run_connect(args: argparse.Namespace) -> int:
 
         return run_live(args, lambda: RemoteStream(args), lambda: None)
     with opened_output(args.output) as write:
-        paths = [f"{args.file}#{channel}" for channel in (0, 1)] if args.split else [None]
+        paths = [f"{printable(args.file)}#{channel}" for channel in (0, 1)] if args.split else [None]
         writers = [Writer(args.format, write, args.partials, path) for path in paths]
         try:
             asyncio.run(transcribe(args, writers))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from core.checkpoint import resolve
-from core.configuration import Wav2Vec2Config
+from core.checkpoint import load_config, resolve
 from core.tokenizer import Wav2Vec2Tokenizer
 
 KNOWN = {
@@ -27,7 +26,7 @@ def download(name: str) -> str:
 
 def info(name: str) -> str:
     directory = resolve(name)
-    config = Wav2Vec2Config.load(directory)
+    config = load_config(directory, name)
     tokenizer = Wav2Vec2Tokenizer.from_pretrained(directory)
     return "\n".join(
         [

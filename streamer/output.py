@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,16 +48,19 @@ class Writer:
         self.partials = partials
         self.path = path
         self.warns = warns  # of gaps, on standard error
+        self.keeps = kind in ("json", "srt", "vtt")  # the others are written as they come, for days perhaps
         self.finals: list[Transcript] = []
         self.gaps: list[Gap] = []
 
     def event(self, event: Event, audio_s: float) -> None:
         if isinstance(event, Gap):
-            self.gaps.append(event)
+            if self.keeps:
+                self.gaps.append(event)
             if self.warns:
                 print(f"streamer: warning: lost {event.start_s}-{event.end_s} s: {event.reason}", file=sys.stderr)
         elif event.is_final:
-            self.finals.append(event)
+            if self.keeps:
+                self.finals.append(event)
         elif not self.partials:
             return
         if self.kind == "jsonl":
@@ -121,8 +125,17 @@ def check_targets(targets: Mapping[str, str | None], recording: str | None) -> N
 
 
 def write_to_stdout(text: str) -> None:
-    sys.stdout.write(text)
+    try:
+        sys.stdout.write(text)
+    except UnicodeEncodeError as e:
+        sys.stdout.write(encodable(text, e.encoding))
     sys.stdout.flush()
+
+
+def encodable(text: str, encoding: str) -> str:
+    r"""What an encoding lacks as JSON may have it, too: `→` to `\u2192` in Latin-1. Only `…` has another form."""
+    plain = text.replace("…", "...")
+    return "".join(c if c.encode(encoding, "ignore") else json.dumps(c)[1:-1] for c in plain)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from core.offline import transcribe_offline
 from core.stream import Stream, StreamConfig
 from core.transcript import Event, Gap, Transcript
 
+MOST_CHANNELS = 64  # more are the samples of an array that is turned, as torchaudio gives it
 BLOCK = SAMPLE_RATE  # samples handed to the engine at once, so that the backlog never overflows
 
 
@@ -228,11 +229,14 @@ def as_float(samples: NDArray[Any]) -> NDArray[np.float32]:
     """int16 scaled to [-1, 1], floats as they are.
 
     Raises:
-        ValueError: another type, more than two dimensions, or not finite.
+        ValueError: another type, more than two dimensions or than `MOST_CHANNELS`, or not finite.
     """
     samples = np.asarray(samples)
-    if samples.ndim not in (1, 2):
-        raise ValueError(f"Expected samples of shape (n,) or (n, channels). Found: {samples.shape}")
+    if samples.ndim not in (1, 2) or samples.shape[1:] > (MOST_CHANNELS,):
+        raise ValueError(
+            f"Expected samples of shape (n,) or (n, channels), of at most {MOST_CHANNELS} channels. "
+            f"Found: {samples.shape}"
+        )
     if samples.dtype == np.int16:
         return from_int16(samples)
     if not np.issubdtype(samples.dtype, np.floating):

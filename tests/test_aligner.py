@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.aligner import SILENCE, align, align_words
+from core.aligner import SILENCE, align, align_words, spell
 from core.decoder import Alphabet, decode_greedy
 from tests.planted import ALPHABET, TOKENS, PlantedModel, plant
 
@@ -107,6 +107,18 @@ def test_a_vocabulary_without_delimiter() -> None:
     log_probs[range(6), [1, 1, 0, 1, 2, 0]] = np.log(0.98)
     first, second = align_words(log_probs, 0, "A AB", alphabet)
     assert (first.start_frame, first.end_frame, second.start_frame, second.end_frame) == (0, 2, 3, 5)
+
+
+def test_letters_of_several_characters() -> None:
+    alphabet = Alphabet(("_", "|", "C", "H", "CH", "A"), 0, 1)
+    ids = [4, 4, 0, 5, 1, 2, 3, 0]
+    log_probs = np.log(np.where(np.arange(6) == np.array(ids)[:, None], 0.95, 0.01)).astype(np.float32)
+    assert [word.text for word in decode_greedy(log_probs, 0, alphabet)] == ["CHA", "CH"]
+    first, _ = align_words(log_probs, 0, "CHA CH", alphabet)
+    assert (first.start_frame, first.end_frame, first.confidence) == (0, 4, 0.95)
+    assert spell("chaCHhc", alphabet) == [4, 5, 4, 3, 2]
+    with pytest.raises(ValueError, match="Found: 'X'"):
+        align_words(log_probs, 0, "CHX", alphabet)
 
 
 def test_letters_that_the_model_does_not_have() -> None:

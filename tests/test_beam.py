@@ -12,7 +12,7 @@ import pytest
 from planted import ALPHABET, TOKENS, PlantedModel, plant
 
 from core.beam import FOLDER, BeamDecoder, LanguageModel, LanguageModelError, make_decoder, parse_hotwords
-from core.decoder import GreedyDecoder, decode_greedy
+from core.decoder import Alphabet, GreedyDecoder, decode_greedy
 from core.engine import Engine
 from core.offline import transcribe_offline
 from core.stream import StreamConfig
@@ -150,11 +150,42 @@ def test_finals_of_a_stream_are_those_of_one_pass(folder: Path) -> None:
     assert len(partials[-1].split()) >= 12 and finals[0].startswith(partials[-1])
 
 
+@pytest.mark.parametrize(
+    ("letters", "word", "expected"),
+    [
+        ("АБВГД", "абв гд", "АБВ ГД"),
+        ("абвгд", "АБВ", "абв"),
+        ("ABCDabcd", "Abc", "Abc"),
+        ("ABRÖßE", "aßö", "AßÖ"),
+        ("ABS", "aß", "ASS"),
+        ("abce", "DEB", "Deb"),
+    ],
+)
+def test_hot_words_take_the_case_of_the_vocabulary(letters: str, word: str, expected: str) -> None:
+    assert BeamDecoder(Alphabet(("<pad>", "|", *letters), 0, 1)).spell(word) == expected
+
+
+def test_letters_of_several_characters() -> None:
+    alphabet = Alphabet(("_", "|", *"ABDEŽ", "DŽ"), 0, 1)
+    rows = np.full((10, 8), 0.01)
+    rows[range(10), [3, 0, 2, 0, 7, 7, 0, 5, 1, 2]] = 0.93
+    rows[4:6, 7], rows[4:6, 4] = 0.4, 0.54
+    log_probs = np.log(rows / rows.sum(1, keepdims=True)).astype(np.float32)
+    assert said(BeamDecoder(alphabet), log_probs) == "BADE A"
+    words = BeamDecoder(alphabet, hotwords={"badže": 8.0})(log_probs, 0)
+    assert [(word.text, word.start_frame, word.end_frame) for word in words] == [("BADŽE", 0, 8), ("A", 9, 10)]
+
+
 def test_hot_word_files() -> None:
     lines = ["# names", "Okafor", "Siobhan:3.5  # a friend", "", "New York : 5"]
     assert parse_hotwords(lines) == {"Okafor": 8.0, "Siobhan": 3.5, "New York": 5.0}
     with pytest.raises(ValueError, match="line 2.*'b:much'"):
         parse_hotwords(["a", "b:much"])
+    for weight in ("nan", "inf", "-inf", "1e999"):
+        with pytest.raises(ValueError, match=f"line 1.*'b:{weight}'"):
+            parse_hotwords([f"b:{weight}"])
+        with pytest.raises(ValueError, match="Expected finite weights of hot words. Found: .* of 'B'"):
+            BeamDecoder(ALPHABET, hotwords={"b": float(weight)})
     with pytest.raises(ValueError, match="7"):
         BeamDecoder(ALPHABET, hotwords={"7UP": 1.0})
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import re
 
-from core.captions import event_object, result_object, to_json, to_srt, to_text, to_vtt, wrap
+from core.captions import cues, event_object, result_object, to_json, to_srt, to_text, to_vtt, wrap
 from core.transcript import Gap, Transcript, Word, make_transcript
 
 
@@ -16,11 +16,11 @@ def final(text: str, start_s: float = 0.0, step_s: float = 0.5, segment: int = 0
 
 
 def test_srt_is_the_usual_form() -> None:
-    assert to_srt([final("HELLO WORLD")]) == "1\n00:00:00,000 --> 00:00:00,950\nHELLO WORLD\n\n"
+    assert to_srt([final("HELLO BIG WORLD")]) == "1\n00:00:00,000 --> 00:00:01,450\nHELLO BIG WORLD\n\n"
 
 
 def test_vtt_escapes_and_has_its_header() -> None:
-    assert to_vtt([final("A&B <C>", 3661.5)]) == ("WEBVTT\n\n01:01:01.500 --> 01:01:02.450\nA&amp;B &lt;C&gt;\n\n")
+    assert to_vtt([final("A&B <C> D", 3661.5)]) == ("WEBVTT\n\n01:01:01.500 --> 01:01:02.950\nA&amp;B &lt;C&gt; D\n\n")
 
 
 def test_long_segments_become_short_cues_that_never_overlap() -> None:
@@ -32,6 +32,11 @@ def test_long_segments_become_short_cues_that_never_overlap() -> None:
     bodies = [block.split("\n")[2:] for block in text.strip().split("\n\n")]
     assert all(len(lines) <= 2 and max(map(len, lines)) <= 42 for lines in bodies)
     assert " ".join(" ".join(lines) for lines in bodies) == ("SEVERAL WORDS THAT FOLLOW EACH OTHER " * 10).strip()
+
+
+def test_a_cue_stays_a_second_if_the_next_one_lets_it() -> None:
+    found = cues([final("YES"), final("NO", 2.0), final("WELL", 2.6), final("SO BE IT THEN", 3.2), final("OH", 5.0)])
+    assert [(cue.start_s, cue.end_s) for cue in found] == [(0.0, 1.0), (2.0, 2.6), (2.6, 3.2), (3.2, 5.0), (5.0, 6.0)]
 
 
 def test_a_word_longer_than_a_line_stands_alone() -> None:

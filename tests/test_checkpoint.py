@@ -150,11 +150,14 @@ def test_weight_that_a_small_dtype_cannot_hold_is_refused(model: Wav2Vec2ForCTC,
 # ---- with transformers
 
 
-@pytest.fixture(params=[False, True], ids=["base", "stable"])
+STABLE = replace(TINY, do_stable_layer_norm=True, conv_bias=True, feat_extract_norm="layer")
+ADAPTED = replace(STABLE, adapter_attn_dim=8)
+
+
+@pytest.fixture(params=[TINY, STABLE, ADAPTED], ids=["base", "stable", "adapters"])
 def theirs(request: pytest.FixtureRequest) -> Any:
     transformers = pytest.importorskip("transformers")
-    norm = "layer" if request.param else "group"
-    config = replace(TINY, do_stable_layer_norm=request.param, conv_bias=request.param, feat_extract_norm=norm)
+    config = request.param
     torch.manual_seed(3)
     return transformers.Wav2Vec2ForCTC(transformers.Wav2Vec2Config(**config.to_dict())).eval()
 
@@ -214,6 +217,28 @@ def test_pretraining_checkpoints_of_transformers_load(tmp_path: Path, caplog: py
         assert_equal(Wav2Vec2Model.from_pretrained(tmp_path), theirs.wav2vec2)
     assert "quantizer.codevectors" in caplog.text and "project_q.weight" in caplog.text
     assert all(record.levelno == logging.INFO for record in caplog.records)
+
+
+def test_the_adapters_of_the_target_language_are_taken(tmp_path: Path) -> None:
+    """As MMS has them: the main weights are of one language, the others in files of their own, with their heads."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(4)
+    theirs = transformers.Wav2Vec2ForCTC(transformers.Wav2Vec2Config(**ADAPTED.to_dict())).eval()
+    theirs.save_pretrained(tmp_path)
+    adapter = {k: torch.randn_like(w) for k, w in theirs._get_adapters().items()}
+    adapter |= {"lm_head.weight": torch.randn(7, 32), "lm_head.bias": torch.randn(7)}
+    save_file(adapter, tmp_path / "adapter.deu.safetensors")
+    for language in (None, "eng", "../deu", 1):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"target_lang": language}))
+        assert_equal(Wav2Vec2ForCTC.from_pretrained(tmp_path), theirs)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"target_lang": "deu"}))
+    ours = Wav2Vec2ForCTC.from_pretrained(tmp_path)
+    assert ours.config.vocab_size == 7
+    expected = transformers.Wav2Vec2ForCTC.from_pretrained(tmp_path, target_lang="deu", ignore_mismatched_sizes=True)
+    assert_equal(ours, expected)
+    assert_same_logits(ours, expected.eval())
+    ours.save_pretrained(tmp_path / "new")
+    assert_equal(Wav2Vec2ForCTC.from_pretrained(tmp_path / "new"), ours)
 
 
 # ---- keys
@@ -292,6 +317,17 @@ def test_missing_and_wrong_keys_are_all_listed(model: Wav2Vec2ForCTC, tmp_path: 
     assert "\n" not in message
 
 
+def test_weights_that_a_block_has_no_place_for_are_an_error(model: Wav2Vec2ForCTC, tmp_path: Path) -> None:
+    """They are part of what was trained: without them the model says something else."""
+    save_model(model, tmp_path)
+    key = "wav2vec2.encoder.layers.1.novelty.weight"
+    rewrite(tmp_path, lambda weights: {**weights, key: torch.zeros(2)})
+    with pytest.raises(CheckpointError, match=f"1 that the blocks have no place for: {key}"):
+        Wav2Vec2ForCTC.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=f"1 that the blocks have no place for: {key}"):
+        Wav2Vec2Model.from_pretrained(tmp_path)
+
+
 # ---- files that cannot be used
 
 
@@ -342,7 +378,10 @@ def test_unusable_weights_are_named(
         (None, "holds config.json"),
         ("{", "config.json"),
         ('{"hidden_size": 10, "num_attention_heads": 3}', "10 and 3"),
-        ('{"hidden_size": "large"}', "str"),
+        ('{"hidden_size": "large"}', "hidden_size must be a number. Found: 'large'"),
+        ('{"hidden_act": 3}', "hidden_act must be a text. Found: 3"),
+        ('{"conv_dim": 3}', "int"),
+        ('{"conv_dim": ["a"]}', "str"),
         ('{"model_type": "hubert"}', "expected model_type wav2vec2, found hubert"),
         ('{"add_adapter": true}', "add_adapter"),
     ],
@@ -434,7 +473,7 @@ def use(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_only_the_needed_files_are_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: list[str], fetched: list[str]
 ) -> None:
-    settings = ["config.json", "preprocessor_config.json", "vocab.json"]
+    settings = ["config.json", "preprocessor_config.json", "processor_config.json", "vocab.json"]
     files = {name: b"" for name in [*settings, *weights, "README.md", "onnx/model.onnx", "language_model/5gram.bin"]}
     use(Hub(files, tmp_path / "cache"), monkeypatch)
     assert resolve("someone/model") == tmp_path / "cache"
@@ -446,6 +485,14 @@ def test_fetched_model_loads(model: Wav2Vec2ForCTC, tmp_path: Path, monkeypatch:
     files = {p.name: p.read_bytes() for p in (tmp_path / "there").iterdir()}
     use(Hub(files, tmp_path / "cache"), monkeypatch)
     assert_equal(Wav2Vec2ForCTC.from_pretrained("someone/model"), model)
+
+
+def test_the_adapters_of_the_target_language_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["model.safetensors", "adapter.eng.safetensors", "adapter.deu.safetensors"]
+    files = {name: b"" for name in names} | {"tokenizer_config.json": b'{"target_lang": "deu"}'}
+    use(Hub(files, tmp_path / "cache"), monkeypatch)
+    found = {p.name for p in resolve("someone/model").iterdir()}
+    assert found == {"model.safetensors", "tokenizer_config.json", "adapter.deu.safetensors"}
 
 
 def test_failed_fetch_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,6 +124,7 @@ def test_file_that_is_no_object_is_refused(tmp_path: Path) -> None:
         ({"conv_padding": (0, 0, 0, 0, 0, 0, 1)}, "conv_padding.*layer or none.*group"),
         ({"conv_activation": ("gelu",) * 6}, "conv_activation.*each layer"),
         ({"conv_activation": ("gelu",) * 6 + ("cube",)}, "conv_activation.*square, log.*'cube'"),
+        ({"adapter_attn_dim": 0}, "adapter_attn_dim.*Found: 0"),
         ({"branch": (3,)}, r"branch.*two numbers.*\(3,\)"),
         ({"branch": (6, 3)}, r"branch.*\(6, 3\)"),
         ({"branch": (3, 12)}, r"branch.*below num_hidden_layers.*\(3, 12\)"),

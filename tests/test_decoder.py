@@ -9,7 +9,9 @@ import pytest
 from planted import ALPHABET, TOKENS
 from test_stitcher import rows
 
+from core.acoustic import alphabet_of
 from core.decoder import Alphabet, decode_greedy
+from core.tokenizer import Wav2Vec2Tokenizer
 
 
 def collapse(path: str) -> list[str]:
@@ -36,6 +38,18 @@ def test_frames_confidence_and_closing() -> None:
 def test_special_tokens_are_not_text_but_part_repeats() -> None:
     alphabet = Alphabet(TOKENS, 0, 1, frozenset({TOKENS.index("'")}))
     assert [word.text for word in decode_greedy(rows("A'A"), 0, alphabet)] == ["AA"]
+
+
+def test_lower_case_letters_where_the_checkpoint_wants_them() -> None:
+    """As its tokenizer, and with it transformers, decodes."""
+    vocab = {"[PAD]": 0, "|": 1, "Ä": 2, "B": 3, "[UNK]": 4}
+    ids = np.array([2, 0, 3, 1, 4, 3])
+    log_probs = np.log(np.where(np.arange(6) == ids[:, None], 0.9, 0.02)).astype(np.float32)
+    for do_lower_case, expected in ((False, "ÄB B"), (True, "äb b")):
+        tokenizer = Wav2Vec2Tokenizer(vocab, pad_token="[PAD]", unk_token="[UNK]", do_lower_case=do_lower_case)
+        words = decode_greedy(log_probs, 0, alphabet_of(tokenizer, 6))
+        assert " ".join(word.text for word in words) == expected
+        assert tokenizer.decode(ids, skip_special_tokens=True) == expected
 
 
 def test_a_second_of_blank_parts_two_words() -> None:

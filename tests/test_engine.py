@@ -344,6 +344,23 @@ def test_times_are_those_of_the_frames() -> None:
     assert hi.end_s < you.start_s < you.end_s
 
 
+@pytest.mark.parametrize("surplus", [0, 100, HOP - 1])
+@pytest.mark.parametrize("n_words", [3, 60])
+def test_no_word_ends_after_what_was_heard(n_words: int, surplus: int) -> None:
+    samples = np.pad(plant("WORD " * n_words + "LAST", gap=3)[: -HOP * 3], (0, surplus))
+    for max_length in (120, 1000):
+        engine, config = Engine(PlantedModel()), StreamConfig(endpoint=EndpointConfig(max_length=max_length))
+        stream = engine.new_stream(config)
+        for start in range(0, len(samples), 500):
+            stream.push(samples[start : start + 500])
+            for event in engine.drain(stream):
+                assert max((word.end_s for word in event.words), default=0) <= stream.n_samples / SAMPLE_RATE
+        stream.finish()
+        last = engine.drain(stream)[-1].words[-1]
+        assert last.start_s < last.end_s <= round(len(samples) / SAMPLE_RATE, 3) <= last.end_s + 0.02
+        assert transcribe_offline(engine, samples)[-1].words[-1].end_s == last.end_s
+
+
 def test_an_hour_does_not_drift() -> None:
     engine = Engine(PlantedModel())
     stream = engine.new_stream(StreamConfig(left=10, hop=47, right=6))

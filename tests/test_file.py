@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -88,6 +89,33 @@ def test_missing_directory_and_no_samples(tmp_path: Path) -> None:
         read(tmp_path / "zero.wav")
 
 
+@pytest.mark.parametrize("rate", [800, 999_999])
+def test_a_rate_beyond_all_bounds_is_named_with_the_file(tmp_path: Path, rate: int) -> None:
+    soundfile.write(tmp_path / "odd.wav", TONE, rate)
+    for wrong in (lambda: open_audio(str(tmp_path / "odd.wav")), lambda: read_pipe(wav(TONE, rate))):
+        with pytest.raises(
+            AudioError, match=f"(odd.wav|-): Expected a sample rate of 1000 to 768000 Hz. Found: {rate}"
+        ):
+            wrong()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names of files are text elsewhere")
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/caf\xe9.wav"
+    with open(path, "wb") as file:
+        file.write(wav(TONE, 16_000))
+    source = open_audio(os.fsdecode(path))
+    assert source.name == f"{tmp_path}/caf?.wav"
+    assert sum(map(len, source.blocks)) == len(TONE)
+    with open(path, "wb") as file:
+        file.write(b"these are words, not sounds" * 9)
+    with pytest.raises(AudioError, match=r"caf\?.wav: not audio"):
+        open_audio(os.fsdecode(path))
+    os.remove(path)
+    with pytest.raises(AudioError, match=r"caf\?.wav: no such file"):
+        open_audio(os.fsdecode(path))
+
+
 def test_nan_samples_are_refused(tmp_path: Path) -> None:
     samples = TONE.copy()
     samples[100] = np.nan
@@ -104,6 +132,18 @@ def test_a_truncated_file_is_read_as_far_as_it_goes(tmp_path: Path, caplog: pyte
         out = read(tmp_path / "cut.wav")
     assert len(out) == pytest.approx(len(TONE) / 2, abs=40)
     assert "truncated" in caplog.text
+
+
+def test_a_whole_file_of_odd_size_is_not_truncated(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """libsndfile's note on it also says what should be."""
+    data = bytearray(wav(TONE[:4001], subtype="PCM_U8"))
+    at = data.index(b"data") + 8
+    del data[at + 4001 :]  # as many programs write it, without a byte of padding
+    data[4:8] = (len(data) - 8).to_bytes(4, "little")
+    (tmp_path / "odd.wav").write_bytes(data)
+    with caplog.at_level(logging.WARNING):
+        assert len(read(tmp_path / "odd.wav")) == 4001
+    assert not caplog.text
 
 
 def test_raw_standard_input_and_a_container_on_it() -> None:

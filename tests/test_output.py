@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from clients.desktop import Command, DesktopError, Typist, find_copier, find_typ
 from clients.recording import Recording
 from core.captions import to_srt, to_vtt
 from core.transcript import Gap, Transcript, Word, make_transcript
-from streamer.output import LiveFile, check_targets, format_of
+from streamer.output import LiveFile, Writer, check_targets, format_of, write_to_stdout
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,6 +50,29 @@ FINALS = [said(i, f"THIS IS SENTENCE NUMBER {name} OF SEVERAL") for i, name in e
 )
 def test_the_format_is_what_the_name_ends_in(kind: str | None, output: str | None, expected: str) -> None:
     assert format_of(kind, output) == expected
+
+
+@pytest.mark.parametrize(("kind", "is_kept"), [("text", False), ("jsonl", False), ("json", True), ("srt", True)])
+def test_what_is_written_is_not_kept(kind: str, is_kept: bool) -> None:
+    """A stream of days needs no memory for it."""
+    texts: list[str] = []
+    writer = Writer(kind, texts.append, False, warns=False)
+    for event in (*FINALS, Gap(30.0, 31.0, "unplugged")):
+        writer.event(event, 31.0)
+    assert (len(writer.finals), len(writer.gaps)) == ((3, 1) if is_kept else (0, 0))
+    writer.end(31.0, "planted")
+    assert all(name in "".join(texts) for name in ("ONE", "TWO", "THREE"))
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("utf-8", "… ÄHM →😀"), ("latin-1", "... ÄHM \\u2192\\ud83d\\ude00")])
+def test_a_stream_is_given_what_it_can_encode(encoding: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr("sys.stdout", stream)
+    partial = said(0, "ÄHM →😀", 0, is_final=False)
+    Writer("text", write_to_stdout, True).event(partial, 1.0)
+    Writer("jsonl", write_to_stdout, True).event(partial, 1.0)
+    text, line = stream.buffer.getvalue().decode(encoding).splitlines()
+    assert text == shown and json.loads(line)["text"] == "ÄHM →😀"
 
 
 def check(kind: str, text: str, finals: list[Transcript]) -> None:

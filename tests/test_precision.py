@@ -43,6 +43,7 @@ SHAPES = {
         conv_stride=(5, 4, 2),
         conv_activation=("square", "log", "gelu"),
     ),
+    "adapters": replace(BASE, feat_extract_norm="layer", do_stable_layer_norm=True, adapter_attn_dim=16),
     "branch": replace(BASE, num_hidden_layers=3, do_stable_layer_norm=True, branch=(1, 2)),
     "odd": replace(BASE, hidden_act="relu", feat_extract_activation="silu", conv_bias=True, num_conv_pos_embeddings=15),
 }

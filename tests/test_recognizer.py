@@ -79,11 +79,16 @@ def test_flush_gives_a_final_and_the_context_manager_finishes(recognizer: Recogn
     assert stream.finish() == []
 
 
-def test_wrong_input_is_named(recognizer: Recognizer) -> None:
+def test_wrong_input_is_named(recognizer: Recognizer, tiny_model_dir: Path) -> None:
+    with pytest.raises(ValueError, match="at least 1 thread. Found: 0"):
+        Recognizer.load(tiny_model_dir, threads=0)
     with pytest.raises(ValueError, match="sample_rate"):
         recognizer.transcribe(np.zeros(100, np.float32))
     with pytest.raises(ValueError, match="int32"):
         recognizer.transcribe(np.zeros(100, np.int32), 16_000)
+    for shape in ((2, 48_000), (1, 65), (1, 2, 3)):
+        with pytest.raises(ValueError, match=r"shape \(n,\) or \(n, channels\), of at most 64 channels. Found: \(\d, "):
+            recognizer.transcribe(np.zeros(shape, np.float32), 16_000)
     with pytest.raises(ValueError, match="NaN"):
         recognizer.transcribe(np.array([np.nan], np.float32), 16_000)
     with pytest.raises(ValueError, match="low, balanced, accurate"):

@@ -29,6 +29,7 @@ def make_model(
         conv_dim=(16,) * 7,
         feat_extract_norm="layer",
         do_stable_layer_norm=stable,
+        adapter_attn_dim=8 if sinusoids else None,
         num_conv_pos_embeddings=8,
         num_conv_pos_embedding_groups=4,
         vocab_size=32,

@@ -375,6 +375,21 @@ def test_we_read_the_files_of_transformers(reference: Any, tmp_path: Path) -> No
     assert vars(tokenizer) == vars(Wav2Vec2Tokenizer(VOCAB, do_normalize=False, return_attention_mask=True))
 
 
+def test_we_read_the_processors_of_transformers(reference: Any, tmp_path: Path) -> None:
+    """Since version 5 the feature extractor's settings are in the processor's file alone."""
+    transformers = pytest.importorskip("transformers")
+    extractor = transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True, do_normalize=False)
+    transformers.Wav2Vec2Processor(feature_extractor=extractor, tokenizer=reference).save_pretrained(tmp_path)
+    expected = vars(Wav2Vec2Tokenizer(VOCAB, do_normalize=False, return_attention_mask=True))
+    assert vars(Wav2Vec2Tokenizer.from_pretrained(tmp_path)) == expected
+    (tmp_path / "preprocessor_config.json").unlink(missing_ok=True)
+    settings = {"feature_extractor": {"do_normalize": False, "return_attention_mask": True}, "processor_class": "any"}
+    (tmp_path / "processor_config.json").write_text(json.dumps(settings))
+    assert vars(Wav2Vec2Tokenizer.from_pretrained(tmp_path)) == expected
+    (tmp_path / "processor_config.json").write_text('{"processor_class": "any"}')
+    assert Wav2Vec2Tokenizer.from_pretrained(tmp_path).do_normalize
+
+
 def test_vocabulary_alone_is_enough(tokenizer: Wav2Vec2Tokenizer, tmp_path: Path) -> None:
     path = tokenizer.save_vocabulary(tmp_path)
     assert path == tmp_path / "vocab.json"
@@ -404,6 +419,42 @@ def test_old_and_odd_files(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True, "feature_size": 1}))
     tokenizer = Wav2Vec2Tokenizer.from_pretrained(tmp_path)
     assert (tokenizer.do_normalize, tokenizer.return_attention_mask) == (True, True)
+
+
+def test_the_vocabulary_of_the_target_language_is_taken(tmp_path: Path) -> None:
+    """As MMS has them, a vocabulary for each language."""
+    vocab = {"eng": {"<pad>": 0, "a": 1}, "deu": {"<pad>": 0, "a": 1, "ä": 2}}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    with pytest.raises(
+        CheckpointError, match=r"2 languages \(eng, deu\); name .* target_lang in tokenizer_config.json"
+    ):
+        Wav2Vec2Tokenizer.from_pretrained(tmp_path)
+    for language, letters in vocab.items():
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"target_lang": language}))
+        assert Wav2Vec2Tokenizer.from_pretrained(tmp_path).vocab == letters
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"target_lang": "fra"}))
+    with pytest.raises(CheckpointError, match="target_lang of eng, deu. Found: 'fra'"):
+        Wav2Vec2Tokenizer.from_pretrained(tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab["eng"]))
+    assert Wav2Vec2Tokenizer.from_pretrained(tmp_path).vocab == vocab["eng"]
+
+
+@pytest.mark.parametrize(
+    ("file_name", "content"),
+    [
+        ("processor_config.json", '{"feature_extractor": "none"}'),
+        ("tokenizer_config.json", '{"pad_token": ["<pad>"]}'),
+        ("tokenizer_config.json", '{"pad_token": {}}'),
+        ("special_tokens_map.json", "3"),
+    ],
+)
+def test_unusable_settings_are_named(
+    tokenizer: Wav2Vec2Tokenizer, tmp_path: Path, file_name: str, content: str
+) -> None:
+    tokenizer.save_vocabulary(tmp_path)
+    (tmp_path / file_name).write_text(content)
+    with pytest.raises(CheckpointError):
+        Wav2Vec2Tokenizer.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

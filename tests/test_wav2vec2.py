@@ -37,6 +37,7 @@ SHAPES = {
     "base": TINY,
     "stable": replace(TINY, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True),
     "stable-group": replace(TINY, do_stable_layer_norm=True, hidden_act="relu"),
+    "adapters": replace(TINY, feat_extract_norm="layer", do_stable_layer_norm=True, adapter_attn_dim=8),
     "base-layer": replace(TINY, feat_extract_norm="layer", num_conv_pos_embeddings=15, hidden_act="gelu_new"),
 }
 LENGTHS = [(601, 601), (1234, 700), (2047, 113), (3001, 2999, 400)]  # samples a row

@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,11 @@ logger = logging.getLogger(__name__)
 FOLDER = "language_model"
 ARPA = (".arpa", ".arpa.gz")
 FILES = (*ARPA, ".bin", ".binary", ".klm", ".kenlm")
-WIDTH = 150  # hypotheses kept
-LEAST_TOKEN = -8.0  # log-probability below which a token is not tried
-LEAST_HOT = -6.0  # the same with hot words: none may come of letters that were not heard
+LEAST_HOT = (
+    -6.0
+)  # log-probability that a letter has, as in `Search`, with hot words: none may come of what was not heard
 NEVER = -1e4  # log-probability
 HOTWORD_WEIGHT = 8.0  # natural logarithm
-PRUNED = 16.0  # how much worse than the best a hypothesis may be
 
 
 class LanguageModelError(ValueError):
@@ -78,6 +77,18 @@ class LanguageModel:
     def of_checkpoint(cls, directory: Path) -> LanguageModel | None:
         """The one that comes with a checkpoint; None where it has none."""
         return cls.load(directory / FOLDER) if (directory / FOLDER).is_dir() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """How far a decoder looks."""
+
+    width: int  # hypotheses kept
+    pruned: float  # how much worse than the best one may be
+    least: float  # log-probability below which a token is not tried
+
+
+WHOLE, DRAFT = Search(150, 16, -8), Search(50, 10, -6)  # partials are decoded again and again: a third of the time
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
@@ -149,7 +160,7 @@ class BeamDecoder:
     alphabet: Alphabet
     language_model: LanguageModel | None = None
     hotwords: Mapping[str, float] = field(default_factory=dict)
-    width: int = WIDTH
+    search: Search = WHOLE
     engine: Any = None
 
     def __post_init__(self) -> None:
@@ -175,9 +186,14 @@ class BeamDecoder:
         charges = {word: 0.0 if known.issuperset(word.split()) else -model.unknown for word in self.hotwords}
         return {word: weight + charges[word] for word, weight in self.hotwords.items()}
 
+    @cached_property
+    def draft(self) -> BeamDecoder:
+        """For partials; see `core.decoder.draft`."""
+        return replace(self, search=DRAFT)
+
     def with_hotwords(self, hotwords: Mapping[str, float]) -> BeamDecoder:
         """The same language model for another stream."""
-        return BeamDecoder(self.alphabet, self.language_model, hotwords, self.width, self.engine)
+        return BeamDecoder(self.alphabet, self.language_model, hotwords, self.search, self.engine)
 
     def can_spell(self, word: str) -> bool:
         """Whether the model has letters for a hot word."""
@@ -204,10 +220,10 @@ class BeamDecoder:
         weight = max(self.weights.values(), default=0.0)
         beams = self.engine.decode_beams(
             rows,
-            beam_width=self.width,
+            beam_width=self.search.width,
             # The letters of a hot word count before it is whole, or turns out to be another.
-            beam_prune_logp=-PRUNED - weight,
-            token_min_logp=LEAST_HOT if self.hotwords else LEAST_TOKEN,
+            beam_prune_logp=-self.search.pruned - weight,
+            token_min_logp=max(self.search.least, LEAST_HOT) if self.hotwords else self.search.least,
             prune_history=not self.hotwords,
             hotwords=list(self.hotwords),
             hotword_weight=weight,

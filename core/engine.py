@@ -24,7 +24,7 @@ from core.audio import (
     to_seconds,
 )
 from core.commitment import UNSURE_AFTER, after, keep_committed, n_agreed
-from core.decoder import Decode, GreedyDecoder, WordSpan
+from core.decoder import Decode, GreedyDecoder, WordSpan, draft
 from core.feature_cache import Window, read_features
 from core.features import normalize
 from core.ring_buffer import RingBuffer
@@ -251,7 +251,7 @@ class Engine:
         else:
             self.settle(stream)
             rows = frames.rows(stream.settled_frame - frames.start_frame)
-            spans = [*stream.settled, *stream.decode(rows, stream.settled_frame)]
+            spans = [*stream.settled, *draft(stream.decode)(rows, stream.settled_frame)]
         words = list(stream.committed) + after(spans, stream.committed)
         return self.tell(stream, words, frames.end_frame)
 
@@ -317,7 +317,7 @@ class Engine:
         ends = stable[:, self.alphabet.delimiter]
         n = 1 + int(ends.argmax())
         if ends[n - 1] > np.log(0.5):
-            stream.settled = (*stream.settled, *stream.decode(stable[:n], stream.settled_frame))
+            stream.settled = (*stream.settled, *draft(stream.decode)(stable[:n], stream.settled_frame))
             stream.settled_frame += n
 
     def finalize(self, stream: Stream, task: Pass, log_probs: LogProbs) -> list[Event]:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from planted import ALPHABET, TOKENS, PlantedModel, plant
 
-from core.beam import FOLDER, BeamDecoder, LanguageModel, LanguageModelError, make_decoder, parse_hotwords
-from core.decoder import Alphabet, GreedyDecoder, decode_greedy
+from core.beam import DRAFT, FOLDER, BeamDecoder, LanguageModel, LanguageModelError, make_decoder, parse_hotwords
+from core.decoder import Alphabet, GreedyDecoder, decode_greedy, draft
 from core.engine import Engine
 from core.offline import transcribe_offline
 from core.stream import StreamConfig
@@ -205,3 +205,11 @@ def test_what_is_no_language_model_is_named(tmp_path: Path, content: str) -> Non
     compiled.write_bytes(b"not KenLM")
     with pytest.raises(LanguageModelError, match=r"x\.bin"):
         BeamDecoder(ALPHABET, LanguageModel.load(compiled))
+
+
+def test_partials_are_decoded_by_a_narrower_search(folder: Path) -> None:
+    decoder = BeamDecoder(ALPHABET, LanguageModel.load(folder), {"KAT": 2.0})
+    assert draft(decoder) is decoder.draft and decoder.draft.search == DRAFT != decoder.search
+    assert (decoder.draft.engine, decoder.draft.hotwords) == (decoder.engine, decoder.hotwords)
+    greedy = GreedyDecoder(ALPHABET)
+    assert draft(greedy) is greedy

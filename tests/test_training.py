@@ -725,3 +725,31 @@ def test_the_command_pretrains_and_what_it_made_is_fine_tuned(manifest: Path, tm
     assert main(["finetune", "--model", str(second), "--output", str(out), *common]) == 0
     assert Wav2Vec2Tokenizer.from_pretrained(out).do_normalize
     assert Wav2Vec2ForCTC.from_pretrained(out).config.num_codevectors_per_group == 20
+
+
+def test_an_encoder_is_given_the_letters_of_its_tokenizer(manifest: Path, tmp_path: Path) -> None:
+    """Its config knows nothing of them: 32 tokens and a blank of 0, as published ones have."""
+    start, out, more = tmp_path / "start", tmp_path / "out", tmp_path / "more"
+    save_model(Wav2Vec2ForPreTraining(PRETRAINED), start)
+    letters = {token: i for i, token in enumerate(["|", *(chr(0xE0 + i) for i in range(30)), *"abcdef", "[PAD]"])}
+    Wav2Vec2Tokenizer(letters, pad_token="[PAD]", bos_token=None, eos_token=None, unk_token=None).save_pretrained(start)
+    common = ["--manifest", str(manifest), "--steps", "1", "--head-steps", "1", "--dtype", "float32"]
+    assert main(["finetune", "--model", str(start), "--output", str(out), *common]) == 0
+    model = Wav2Vec2ForCTC.from_pretrained(out)
+    assert model.lm_head.weight.shape[0] == model.config.vocab_size == 38
+    assert model.config.pad_token_id == AcousticModel.load(out, "cpu").alphabet.blank == 37
+    # A head that is there stays, and so do logits that stand for nothing.
+    wide = Wav2Vec2ForCTC(replace(model.config, vocab_size=40))
+    save_model(wide, start)
+    assert main(["finetune", "--model", str(start), "--output", str(more), *common, "--learning-rate", "1e-9"]) == 0
+    kept = Wav2Vec2ForCTC.from_pretrained(more)
+    torch.testing.assert_close(kept.lm_head.weight, wide.lm_head.weight, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("do_normalize", [True, False])
+def test_an_encoder_without_letters_is_trained_on(manifest: Path, tmp_path: Path, do_normalize: bool) -> None:
+    save_model(Wav2Vec2ForPreTraining(PRETRAINED), tmp_path / "start")
+    (tmp_path / "start" / "preprocessor_config.json").write_text(f'{{"do_normalize": {str(do_normalize).lower()}}}')
+    common = ["--manifest", str(manifest), "--steps", "1", "--batch-s", "2", "--mask-length", "4"]
+    assert main(["pretrain", "--model", str(tmp_path / "start"), "--output", str(tmp_path / "out"), *common]) == 0
+    assert Wav2Vec2Tokenizer.from_pretrained(tmp_path / "out").do_normalize == do_normalize

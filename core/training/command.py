@@ -17,7 +17,7 @@ from core.beam import FOLDER, LanguageModel
 from core.checkpoint import load_config, load_model, read_weights, resolve, save_model
 from core.configuration import Wav2Vec2Config
 from core.pretraining import Wav2Vec2ForPreTraining
-from core.tokenizer import Wav2Vec2Tokenizer
+from core.tokenizer import PREPROCESSOR_NAME, VOCAB_NAME, Wav2Vec2Tokenizer, read_json
 from core.training.arguments import make_parser
 from core.training.augment import Augment
 from core.training.corpus import Clip, Corpus, Speech, hours, load_manifest
@@ -124,7 +124,10 @@ def run_pretrain(args: argparse.Namespace) -> int:
     tokenizer, is_new = make_tokenizer(do_normalize=True), True
     if args.model:
         directory = resolve(args.model)
-        tokenizer = Wav2Vec2Tokenizer.from_pretrained(directory)
+        if (directory / VOCAB_NAME).is_file():
+            tokenizer = Wav2Vec2Tokenizer.from_pretrained(directory)
+        else:  # published encoders have no letters yet
+            tokenizer.do_normalize = bool(read_json(directory / PREPROCESSOR_NAME).get("do_normalize", True))
         shape = load_config(directory, args.model)
         is_new = not any(name.startswith("quantizer.") for name in read_weights(directory, args.model))
     else:
@@ -170,6 +173,9 @@ def run_finetune(args: argparse.Namespace) -> int:
     directory = resolve(args.model)
     tokenizer = Wav2Vec2Tokenizer.from_pretrained(directory)
     config = replace(load_config(directory, args.model), ctc_zero_infinity=True)  # texts longer than their audio
+    # The config of a pre-trained encoder does not know the letters that it is given; a head may have more of them.
+    n_vocab = max(config.vocab_size, tokenizer.vocab_size)
+    config = replace(config, vocab_size=n_vocab, pad_token_id=tokenizer.blank_id)
     if args.mask_time is not None:
         config = replace(config, mask_time_prob=args.mask_time)
     if args.mask_feature is not None:

@@ -369,6 +369,37 @@ def test_a_checkpoint_of_another_model_or_log_is_refused(manifest: Path, tiny_mo
         Run(tiny(tiny_model_dir), config, ["perplexity"])
 
 
+def test_a_finished_run_and_a_foreign_log_are_not_written_over(
+    manifest: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = ["finetune", "--manifest", str(manifest), "--model", str(tiny_model_dir), "--output", str(out)]
+    assert main([*command, "--steps", "2"]) == 0
+    (out / "model.safetensors").unlink()  # cut off just before it was written
+    assert main([*command, "--steps", "2"]) == 0
+    with pytest.raises(ValueError, match="fewer than 2 steps in .*out. Found: one of 2; ask for more --steps"):
+        main([*command, "--steps", "2"])
+    assert main([*command, "--steps", "3"]) == 0 and steps_of(out)[-1] == 3
+    (tmp_path / LOG_NAME).write_text("day,weather\n1,fair\n")
+    with pytest.raises(ValueError, match="Found: .'day', 'weather'"):
+        Run(torch.nn.Linear(2, 1), RunConfig(tmp_path, 1, 1e-3))
+    assert "fair" in (tmp_path / LOG_NAME).read_text()
+
+
+def test_nothing_is_warmed_up_logged_or_saved_where_that_is_asked(
+    manifest: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    config = RunConfig(tmp_path, 2, 1e-3, warmup=0, log_every=0, save_every=0)
+    assert config.rate(0) == 1e-3
+    finetune(tiny(tiny_model_dir), corpus(manifest), config)
+    assert not list(tmp_path.iterdir())
+    finetune(tiny(tiny_model_dir), corpus(manifest), config, word_error_rate=lambda: 0.5)
+    assert steps_of(tmp_path) == [2]
+    for name in ("warmup", "log_every", "save_every"):
+        with pytest.raises(ValueError, match="0 or more steps.*Found: .*-1"):
+            RunConfig(tmp_path, 2, 1e-3, **{name: -1})
+
+
 def test_the_mean_of_the_weights_is_the_result(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 1)
     run = Run(model, RunConfig(tmp_path, 30, 1e-2, warmup=1, average=0.9))

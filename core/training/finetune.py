@@ -125,7 +125,7 @@ def finetune(
             break
         run.step(loss_of(batch), batch.seconds)
         scores = {}
-        if word_error_rate and run.is_due(config.save_every):
+        if word_error_rate and (run.is_due(config.save_every) or run.is_done):
             scores["wer"] = word_error_rate()
             model.train()
         run.report(**scores)

@@ -16,6 +16,7 @@ from core.acoustic import AcousticModel
 from core.checkpoint import save_model
 from core.configuration import Wav2Vec2Config
 from core.encoder import sinusoids
+from core.normalise import foreign, normalise
 from core.pretraining import Wav2Vec2ForPreTraining
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.training.arguments import weighted
@@ -94,6 +95,55 @@ def corpus(manifest: Path, seed: int = 1) -> Corpus:
 )
 def test_transcripts_are_normalised(raw: str, expected: str) -> None:
     assert spoken_form(raw) == expected
+
+
+GERMAN = frozenset("abcdefghijklmnopqrstuvwxyzäöüß")
+RUSSIAN = frozenset("абвгдежзийклмнопрстуфхцчшщъыьэюя")
+
+
+@pytest.mark.parametrize(
+    ("letters", "raw", "expected", "strange"),
+    [
+        (GERMAN, "Das MÄDCHEN – [lacht] geht’s? Café, Straße!", "das mädchen geht s cafe straße", set()),
+        (GERMAN | {"'"}, "Geht’s u\u0308ber 'ne", "geht's über ne", set()),
+        (frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÜ"), "Straße für", "STRASSE FÜR", set()),
+        (RUSSIAN, "Ещё ёж и Ко́т: 2 GB", "еще еж и кот 2 GB", {"2", "G", "B"}),
+        (frozenset("Å"), "A\u030a å Å", "Å Å Å", set()),
+        (frozenset("abcdefghijklmnopqrstuvwxyz|'"), "Mädchen, 2nd", "MADCHEN SECOND", set()),
+    ],
+)
+def test_texts_are_spelled_in_the_letters_of_the_vocabulary(
+    letters: frozenset[str], raw: str, expected: str, strange: set[str]
+) -> None:
+    assert normalise(raw, letters) == expected
+    assert normalise(expected, letters) == expected
+    assert foreign(expected, letters) == strange
+
+
+def test_a_model_of_another_language_learns_its_own_letters(
+    manifest: Path, tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tiny_model_dir / name, tmp_path)
+    tokenizer = Wav2Vec2Tokenizer({token: i for i, token in enumerate(["<pad>", "<s>", "<unk>", "|", *sorted(GERMAN)])})
+    assert tokenizer.letters == GERMAN
+    tokenizer.save_pretrained(tmp_path)
+    sources = sorted(manifest.parent.glob("*.wav"))[:3]
+    rows = [f"{source}\t0.8\tx\t{text}" for source, text in zip(sources, ("Das Mädchen", "Привет", "12"), strict=True)]
+    mine = tmp_path / "mine.tsv"
+    mine.write_text("\n".join(["path\tduration_s\tspeaker\ttranscript", *rows]) + "\n", encoding="utf-8")
+    clips = load_manifest(mine, letters=tokenizer.letters)
+    assert [clip.transcript for clip in clips] == ["das mädchen", "", ""]
+    assert "2 of 3 texts are left out, with what the vocabulary lacks: 1 2 П в е и р т" in caplog.text
+    labels = next(Corpus(clips, tokenizer, Augment(), 4, 1).batches()).labels
+    assert str(tokenizer.decode(labels[0].tolist(), group_tokens=False)) == "das mädchen"
+    command = ["--model", str(tmp_path), "--manifest", str(mine)]
+    assert main(["finetune", *command, "--steps", "1", "--output", str(tmp_path / "out")]) == 0
+    score = evaluate(AcousticModel.load(tmp_path / "out", "cpu"), read_set(mine))
+    assert score.heard[0].reference == "das mädchen" and set(score.heard[0].text) <= GERMAN | {" "}
+    mine.write_text("\n".join(["path\tduration_s\tspeaker\ttranscript", rows[1]]) + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="Found: none in 1"):
+        main(["evaluate", "--manifest", str(mine), "--model", str(tiny_model_dir)])
 
 
 def test_batches_are_whole_and_depend_on_the_seed_alone(manifest: Path) -> None:

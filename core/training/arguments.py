@@ -55,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("source", nargs="+", type=Path, help="folder, LibriSpeech tree or Common Voice tsv")
     command.add_argument("--output", type=Path, required=True, metavar="DIR")
     command.add_argument("--name", default="prepared", help="of the manifest; default: %(default)s")
+    command.add_argument("--model", metavar="NAME|DIR", help="whose letters texts are kept in; default: English")
     command.add_argument("--min-s", type=float, default=MIN_SECONDS, help="default: %(default)s")
     command.add_argument("--max-s", type=float, default=MAX_SECONDS, help="default: %(default)s")
 

@@ -16,6 +16,7 @@ from core.audio import from_int16
 from core.beam import FOLDER, LanguageModel
 from core.checkpoint import load_config, load_model, read_weights, resolve, save_model
 from core.configuration import Wav2Vec2Config
+from core.normalise import ENGLISH
 from core.pretraining import Wav2Vec2ForPreTraining
 from core.tokenizer import PREPROCESSOR_NAME, VOCAB_NAME, Wav2Vec2Tokenizer, read_json
 from core.training.arguments import make_parser
@@ -39,8 +40,8 @@ from core.training.whisper import load_teacher
 from core.wav2vec2 import PreTrainedModel, Wav2Vec2ForCTC
 
 
-def load_clips(manifests: Sequence[tuple[Path, float]]) -> list[Clip]:
-    clips = [clip for manifest, weight in manifests for clip in load_manifest(manifest, weight)]
+def load_clips(manifests: Sequence[tuple[Path, float]], letters: frozenset[str] = ENGLISH) -> list[Clip]:
+    clips = [clip for manifest, weight in manifests for clip in load_manifest(manifest, weight, letters)]
     print(f"{len(clips)} utterances, {hours(clips):.2f} hours")
     return clips
 
@@ -92,7 +93,8 @@ def show(prepared: Prepared, manifest: Path) -> int:
 
 
 def run_prepare(args: argparse.Namespace) -> int:
-    prepared = prepare(args.source, args.output, args.name, args.min_s, args.max_s)
+    letters = Wav2Vec2Tokenizer.from_pretrained(args.model).letters if args.model else ENGLISH
+    prepared = prepare(args.source, args.output, args.name, args.min_s, args.max_s, letters)
     return show(prepared, args.output / f"{args.name}.tsv")
 
 
@@ -190,7 +192,8 @@ def run_finetune(args: argparse.Namespace) -> int:
         freeze(model, args.freeze)
     if not 0 <= args.consistency <= 1:
         raise ValueError(f"--consistency must be from 0 to 1. Found: {args.consistency}")
-    corpus = Corpus(load_clips(args.manifest), tokenizer, make_augment(args.noise), args.batch_s, args.seed)
+    clips = load_clips(args.manifest, tokenizer.letters)
+    corpus = Corpus(clips, tokenizer, make_augment(args.noise), args.batch_s, args.seed)
     if args.dropout is not None:
         set_dropout(model, args.dropout)
     batches: Corpus | StateCorpus = corpus

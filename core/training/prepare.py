@@ -19,7 +19,7 @@ import numpy as np
 import soundfile
 
 from core.audio import SAMPLE_RATE, Samples
-from core.normalise import normalise
+from core.normalise import ENGLISH, foreign, normalise
 from core.training.corpus import MAX_SECONDS, MIN_SECONDS
 from core.training.manifest import Line, decode, read_rows, write_line
 
@@ -98,9 +98,16 @@ def pieces(samples: Samples, max_s: float) -> list[Samples]:
 
 
 def prepare(
-    sources: list[Path], output: Path, name: str, min_s: float = MIN_SECONDS, max_s: float = MAX_SECONDS
+    sources: list[Path],
+    output: Path,
+    name: str,
+    min_s: float = MIN_SECONDS,
+    max_s: float = MAX_SECONDS,
+    letters: frozenset[str] = ENGLISH,
 ) -> Prepared:
     """Writes `output/NAME.tsv` and the audio in `output/NAME/`. Transcripts are normalised, numbers spelled out.
+
+    Transcripts that cannot be spelled with `letters`, where those are not of English, are left out.
 
     Raises:
         ValueError: the manifest is already there, or a source holds nothing of a known form.
@@ -113,7 +120,10 @@ def prepare(
     n_samples, n_kept = 0, 0
     for source in sources:
         for recording in find_recordings(source):
-            transcript = normalise(recording.transcript)
+            transcript = normalise(recording.transcript, letters)
+            if foreign(transcript, letters):
+                left_out["foreign letters"] += 1
+                continue
             if recording.transcript and not transcript:
                 left_out["text without words"] += 1
                 continue

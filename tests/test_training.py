@@ -631,6 +631,31 @@ def test_a_folder_is_prepared(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         prepare([tmp_path / "empty"], tmp_path / "out", "none")
 
 
+def test_what_cannot_be_read_is_left_out_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in ("good", "latin", "nan"):
+        samples = speech_like(1)
+        samples[500] = np.nan if name == "nan" else 0
+        soundfile.write(folder / f"{name}.wav", samples, 16_000, subtype="FLOAT")
+    (folder / "good.txt").write_text("Hello.", encoding="utf-8-sig")
+    (folder / "latin.txt").write_bytes("Caf\xe9.".encode("latin-1"))
+    (tmp_path / "prepared.tsv.part").write_text("of a call that was cut off")
+    result = prepare([folder], tmp_path, "prepared")
+    assert list(prepared(tmp_path).values()) == ["HELLO"] and result.left_out == {"unreadable": 2}
+    assert "latin.txt: expected a text in UTF-8. Found: 0xe9 at byte 3" in caplog.text and "nan.wav" in caplog.text
+    assert not (tmp_path / "prepared.tsv.part").exists()
+    # A call that fails leaves no manifest in the way of the next.
+    with pytest.raises(ValueError, match="no such manifest"):
+        prepare([folder, tmp_path / "none.tsv"], tmp_path, "twice")
+    assert prepare([folder], tmp_path, "twice").n_kept == 1
+
+
+def test_a_byte_order_mark_is_no_column(manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "set.tsv").write_text(manifest.read_text(), encoding="utf-8-sig")
+    assert read_manifest(tmp_path / "set.tsv") == read_manifest(manifest)
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_programs_speak(name: str) -> None:
     if not shutil.which(name):

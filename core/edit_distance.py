@@ -25,7 +25,18 @@ class WordErrors:
 
     @property
     def rate(self) -> float:
-        """Word error rate; over an empty reference every insertion counts as a whole error."""
+        """Word error rate.
+
+        Raises:
+            ValueError: the reference has no word.
+        """
+        if not self.n_words:
+            raise ValueError("Expected a reference of at least one word. Found: none")
+        return self.total / self.n_words
+
+    @property
+    def change(self) -> float:
+        """The same of texts neither of which need say anything: over none every insertion counts as a whole error."""
         return self.total / max(1, self.n_words)
 
     def __add__(self, other: WordErrors) -> WordErrors:

@@ -4,13 +4,18 @@ In this order: `[...]` (non-speech marks) and accents are dropped; upper case; t
 (MR. -> MISTER); currency, percent, clock times, ordinals, decimals, years and whole numbers become words;
 hyphens and all other signs become spaces; apostrophes stay only within words. American and British spelling are
 not unified, nor are compounds ("any one"): they count as errors, for every system alike.
+
+That is for English. Words of other letters (those of a checkpoint's vocabulary) are kept as it spells them: in its
+case, without the accents that it lacks. Their numbers are not written out.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
+ENGLISH = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ'")
 ONES = (
     "ZERO ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE TEN ELEVEN TWELVE THIRTEEN FOURTEEN FIFTEEN SIXTEEN "
     "SEVENTEEN EIGHTEEN NINETEEN"
@@ -45,8 +50,13 @@ _NUMBER = re.compile(r"(\d+)(?:\.(\d+)|(ST|ND|RD|TH)\b|('?S)\b)?")
 MAX_DIGITS = 15  # a longer run of digits is read digit by digit
 
 
-def normalise(text: str) -> str:
-    """`"Mr. Hale's 2nd, 21%."` -> `"MISTER HALE'S SECOND TWENTY ONE PERCENT"`."""
+def normalise(text: str, letters: frozenset[str] = ENGLISH) -> str:
+    """`"Mr. Hale's 2nd, 21%."` -> `"MISTER HALE'S SECOND TWENTY ONE PERCENT"`, whatever the case of `letters`.
+
+    With letters that English lacks, those of German in lower case: `"Ä, das Café!"` -> `"ä das cafe"`.
+    """
+    if not is_english(letters):
+        return _keep(text, letters)
     text = re.sub(r"\[[^\]]*\]", " ", text).replace("’", "'").replace("‘", "'")
     text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).upper()
     text = _THOUSANDS.sub("", text)
@@ -57,6 +67,42 @@ def normalise(text: str) -> str:
         text = text.replace(sign, word)
     words = (word.strip("'") for word in re.sub(r"[^A-Z']+", " ", text).split())
     return " ".join(WRITTEN_OUT.get(word, word) for word in words if word)
+
+
+@lru_cache
+def is_english(letters: frozenset[str]) -> bool:
+    """Whether they have no letter but those of English, in either case."""
+    return all(letter.upper() in ENGLISH for letter in letters if letter.isalpha())
+
+
+def foreign(text: str, letters: frozenset[str]) -> set[str]:
+    """The letters and digits of normalised text that are none of `letters`; of English text none is left."""
+    return set() if is_english(letters) else {c for c in text if c.isalnum() and c not in letters}
+
+
+def _keep(text: str, letters: frozenset[str]) -> str:
+    """Every sign as `letters` has it; letters and digits that they lack as they are, others become spaces."""
+    text = re.sub(r"\[[^\]]*\]", " ", text)
+    for quote in {"’", "‘"} - letters:
+        text = text.replace(quote, "'")
+    clusters: list[str] = []
+    for c in text:
+        if clusters and unicodedata.category(c).startswith("M"):
+            clusters[-1] += c  # an accent, to the letter before it
+        else:
+            clusters.append(c)
+    words = (word.strip("'") for word in "".join(_fit(cluster, letters) for cluster in clusters).split())
+    return " ".join(word for word in words if word)
+
+
+@lru_cache(10_000)
+def _fit(cluster: str, letters: frozenset[str]) -> str:
+    plain = "".join(c for c in unicodedata.normalize("NFKD", cluster) if not unicodedata.combining(c))
+    for form in (cluster, *(unicodedata.normalize(kind, cluster) for kind in ("NFC", "NFD")), plain):
+        for cased in (form, form.lower(), form.upper()):
+            if cased and letters.issuperset(cased):
+                return cased
+    return cluster if cluster[0].isalnum() else " "
 
 
 def spell(number: int) -> str:

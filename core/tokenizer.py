@@ -139,6 +139,12 @@ class Wav2Vec2Tokenizer:
         return None if self.word_delimiter_token is None else self.vocab.get(self.word_delimiter_token)
 
     @property
+    def letters(self) -> frozenset[str]:
+        """The characters that words are spelled with; those of tokens such as `<s>` and `[UNK]` are none."""
+        special = {self.pad_token, self.unk_token, self.bos_token, self.eos_token, self.word_delimiter_token, " "}
+        return frozenset("".join(t for t in self.vocab if t not in special and not re.fullmatch(r"<.+>|\[.+\]", t)))
+
+    @property
     def unk_id(self) -> int | None:
         return None if self.unk_token is None else self.vocab.get(self.unk_token)
 

@@ -209,8 +209,6 @@ class Wav2Vec2ForCTC(PreTrainedModel):
         Raises:
             ValueError: a label is not below `vocab_size`, or as in `Wav2Vec2Model.forward`.
         """
-        if labels is not None and labels.numel() and int(labels.max()) >= self.config.vocab_size:
-            raise ValueError(f"Labels must be below vocab_size {self.config.vocab_size}. Found: {int(labels.max())}")
         output = self.wav2vec2(
             input_values,
             attention_mask,
@@ -232,7 +230,13 @@ class Wav2Vec2ForCTC(PreTrainedModel):
         return self.ctc_loss_of(logits, labels, n_frames)
 
     def ctc_loss_of(self, logits: Tensor, labels: Tensor, n_frames: Tensor) -> Tensor:
-        """As `forward` gives it, where the frames (batch,) that count are known."""
+        """As `forward` gives it, where the frames (batch,) that count are known.
+
+        Raises:
+            ValueError: a label is not below `vocab_size`; PyTorch would read outside of the memory.
+        """
+        if labels.numel() and int(labels.max()) >= self.config.vocab_size:
+            raise ValueError(f"Labels must be below vocab_size {self.config.vocab_size}. Found: {int(labels.max())}")
         is_label = labels >= 0
         log_probs = F.log_softmax(logits, -1, dtype=torch.float32).transpose(0, 1)  # (frame, batch, vocab)
         return F.ctc_loss(

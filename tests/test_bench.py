@@ -76,7 +76,9 @@ def test_errors_by_hand() -> None:
     assert word_errors("A B C".split(), "A X C D".split()) == WordErrors(1, 0, 1, 3)
     assert word_errors("A B C".split(), ["C"]) == WordErrors(0, 2, 0, 3)
     assert word_errors([], ["A", "B"]) == WordErrors(0, 0, 2, 0)
-    assert word_errors([], ["A", "B"]).rate == 2.0
+    assert word_errors([], ["A", "B"]).change == 2.0
+    with pytest.raises(ValueError, match="one word. Found: none"):
+        _ = word_errors([], ["A", "B"]).rate
     assert (WordErrors(1, 2, 3, 10) + WordErrors(0, 0, 1, 4)).rate == 0.5
 
 

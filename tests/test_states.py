@@ -105,14 +105,47 @@ def test_what_is_kept_is_heard_again_in_another_order(tmp_path: Path) -> None:
     model = make_model()
     states = StateCorpus(model, corpus(), tmp_path, 5, 2, consistency=0.5)
     sums = [float(heard.whole.hidden.double().sum()) for heard in islice(states.batches(), 15)]
-    assert len(set(sums)) == 5 and len(list(tmp_path.iterdir())) == 5
+    assert len(set(sums)) == 5 and len(list(tmp_path.glob("*.pt"))) == 5
     first, second, third = sums[:5], sums[5:10], sums[10:]
     assert set(first) == set(second) == set(third) and len({*map(tuple, (first, second, third))}) > 1
     for start in (0, 3, 7):  # from another process
         again = StateCorpus(make_model(), corpus(), tmp_path, 5, 2, consistency=0.5)
         found = [float(heard.whole.hidden.double().sum()) for heard in islice(again.batches(start), 15 - start)]
         assert found == sums[start:]
+    for start in (3, 7):  # and to an emptied folder
+        again = replace(states, folder=tmp_path / f"emptied-{start}")
+        found = [float(heard.whole.hidden.double().sum()) for heard in islice(again.batches(start), 15 - start)]
+        assert found == sums[start:]
     assert model.training
+
+
+def test_states_of_something_else_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def first(states: StateCorpus) -> Tensor:
+        return next(states.batches()).whole.hidden
+
+    states = StateCorpus(make_model(), corpus(), tmp_path, 2, 2, consistency=0.5)
+    expected = first(states)
+    assert torch.equal(first(replace(states, n_kept=3)), expected)
+    moved, fewer = make_model(), corpus()
+    with torch.no_grad():
+        moved.lm_head.weight.add_(1)
+        moved.wav2vec2.encoder.layers[2].final_layer_norm.bias.add_(1)
+    assert torch.equal(first(replace(states, model=moved)), expected)  # what is not frozen may learn
+    with torch.no_grad():
+        moved.wav2vec2.encoder.layers[1].final_layer_norm.bias.add_(1)
+    fewer.clips = fewer.clips[1:]
+    others = {
+        "weights": replace(states, model=moved),
+        "clips": replace(states, corpus=fewer),
+        "weights, n_blocks": replace(states, n_blocks=1),
+        "consistency, is_mixed": replace(states, consistency=0.0, is_mixed=False),
+    }
+    for names, other in others.items():
+        with pytest.raises(ValueError, match=f"Found: others .{names} differ"):
+            first(other)
+    (tmp_path / "states.json").unlink()  # files of several runs, put together by hand
+    assert torch.equal(first(others["clips"]), expected)
+    assert "taken as they are" in caplog.text and not (tmp_path / "states.json").exists()
 
 
 def test_a_resumed_run_is_the_run_it_would_have_been(tmp_path: Path) -> None:

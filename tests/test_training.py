@@ -16,6 +16,7 @@ from core.acoustic import AcousticModel
 from core.checkpoint import save_model
 from core.configuration import Wav2Vec2Config
 from core.encoder import sinusoids
+from core.normalise import foreign, normalise
 from core.pretraining import Wav2Vec2ForPreTraining
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.training.arguments import weighted
@@ -94,6 +95,55 @@ def corpus(manifest: Path, seed: int = 1) -> Corpus:
 )
 def test_transcripts_are_normalised(raw: str, expected: str) -> None:
     assert spoken_form(raw) == expected
+
+
+GERMAN = frozenset("abcdefghijklmnopqrstuvwxyzäöüß")
+RUSSIAN = frozenset("абвгдежзийклмнопрстуфхцчшщъыьэюя")
+
+
+@pytest.mark.parametrize(
+    ("letters", "raw", "expected", "strange"),
+    [
+        (GERMAN, "Das MÄDCHEN – [lacht] geht’s? Café, Straße!", "das mädchen geht s cafe straße", set()),
+        (GERMAN | {"'"}, "Geht’s u\u0308ber 'ne", "geht's über ne", set()),
+        (frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÜ"), "Straße für", "STRASSE FÜR", set()),
+        (RUSSIAN, "Ещё ёж и Ко́т: 2 GB", "еще еж и кот 2 GB", {"2", "G", "B"}),
+        (frozenset("Å"), "A\u030a å Å", "Å Å Å", set()),
+        (frozenset("abcdefghijklmnopqrstuvwxyz|'"), "Mädchen, 2nd", "MADCHEN SECOND", set()),
+    ],
+)
+def test_texts_are_spelled_in_the_letters_of_the_vocabulary(
+    letters: frozenset[str], raw: str, expected: str, strange: set[str]
+) -> None:
+    assert normalise(raw, letters) == expected
+    assert normalise(expected, letters) == expected
+    assert foreign(expected, letters) == strange
+
+
+def test_a_model_of_another_language_learns_its_own_letters(
+    manifest: Path, tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tiny_model_dir / name, tmp_path)
+    tokenizer = Wav2Vec2Tokenizer({token: i for i, token in enumerate(["<pad>", "<s>", "<unk>", "|", *sorted(GERMAN)])})
+    assert tokenizer.letters == GERMAN
+    tokenizer.save_pretrained(tmp_path)
+    sources = sorted(manifest.parent.glob("*.wav"))[:3]
+    rows = [f"{source}\t0.8\tx\t{text}" for source, text in zip(sources, ("Das Mädchen", "Привет", "12"), strict=True)]
+    mine = tmp_path / "mine.tsv"
+    mine.write_text("\n".join(["path\tduration_s\tspeaker\ttranscript", *rows]) + "\n", encoding="utf-8")
+    clips = load_manifest(mine, letters=tokenizer.letters)
+    assert [clip.transcript for clip in clips] == ["das mädchen", "", ""]
+    assert "2 of 3 texts are left out, with what the vocabulary lacks: 1 2 П в е и р т" in caplog.text
+    labels = next(Corpus(clips, tokenizer, Augment(), 4, 1).batches()).labels
+    assert str(tokenizer.decode(labels[0].tolist(), group_tokens=False)) == "das mädchen"
+    command = ["--model", str(tmp_path), "--manifest", str(mine)]
+    assert main(["finetune", *command, "--steps", "1", "--output", str(tmp_path / "out")]) == 0
+    score = evaluate(AcousticModel.load(tmp_path / "out", "cpu"), read_set(mine))
+    assert score.heard[0].reference == "das mädchen" and set(score.heard[0].text) <= GERMAN | {" "}
+    mine.write_text("\n".join(["path\tduration_s\tspeaker\ttranscript", rows[1]]) + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="Found: none in 1"):
+        main(["evaluate", "--manifest", str(mine), "--model", str(tiny_model_dir)])
 
 
 def test_batches_are_whole_and_depend_on_the_seed_alone(manifest: Path) -> None:
@@ -369,6 +419,37 @@ def test_a_checkpoint_of_another_model_or_log_is_refused(manifest: Path, tiny_mo
         Run(tiny(tiny_model_dir), config, ["perplexity"])
 
 
+def test_a_finished_run_and_a_foreign_log_are_not_written_over(
+    manifest: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = ["finetune", "--manifest", str(manifest), "--model", str(tiny_model_dir), "--output", str(out)]
+    assert main([*command, "--steps", "2"]) == 0
+    (out / "model.safetensors").unlink()  # cut off just before it was written
+    assert main([*command, "--steps", "2"]) == 0
+    with pytest.raises(ValueError, match="fewer than 2 steps in .*out. Found: one of 2; ask for more --steps"):
+        main([*command, "--steps", "2"])
+    assert main([*command, "--steps", "3"]) == 0 and steps_of(out)[-1] == 3
+    (tmp_path / LOG_NAME).write_text("day,weather\n1,fair\n")
+    with pytest.raises(ValueError, match="Found: .'day', 'weather'"):
+        Run(torch.nn.Linear(2, 1), RunConfig(tmp_path, 1, 1e-3))
+    assert "fair" in (tmp_path / LOG_NAME).read_text()
+
+
+def test_nothing_is_warmed_up_logged_or_saved_where_that_is_asked(
+    manifest: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    config = RunConfig(tmp_path, 2, 1e-3, warmup=0, log_every=0, save_every=0)
+    assert config.rate(0) == 1e-3
+    finetune(tiny(tiny_model_dir), corpus(manifest), config)
+    assert not list(tmp_path.iterdir())
+    finetune(tiny(tiny_model_dir), corpus(manifest), config, word_error_rate=lambda: 0.5)
+    assert steps_of(tmp_path) == [2]
+    for name in ("warmup", "log_every", "save_every"):
+        with pytest.raises(ValueError, match="0 or more steps.*Found: .*-1"):
+            RunConfig(tmp_path, 2, 1e-3, **{name: -1})
+
+
 def test_the_mean_of_the_weights_is_the_result(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 1)
     run = Run(model, RunConfig(tmp_path, 30, 1e-2, warmup=1, average=0.9))
@@ -550,6 +631,31 @@ def test_a_folder_is_prepared(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         prepare([tmp_path / "empty"], tmp_path / "out", "none")
 
 
+def test_what_cannot_be_read_is_left_out_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in ("good", "latin", "nan"):
+        samples = speech_like(1)
+        samples[500] = np.nan if name == "nan" else 0
+        soundfile.write(folder / f"{name}.wav", samples, 16_000, subtype="FLOAT")
+    (folder / "good.txt").write_text("Hello.", encoding="utf-8-sig")
+    (folder / "latin.txt").write_bytes("Caf\xe9.".encode("latin-1"))
+    (tmp_path / "prepared.tsv.part").write_text("of a call that was cut off")
+    result = prepare([folder], tmp_path, "prepared")
+    assert list(prepared(tmp_path).values()) == ["HELLO"] and result.left_out == {"unreadable": 2}
+    assert "latin.txt: expected a text in UTF-8. Found: 0xe9 at byte 3" in caplog.text and "nan.wav" in caplog.text
+    assert not (tmp_path / "prepared.tsv.part").exists()
+    # A call that fails leaves no manifest in the way of the next.
+    with pytest.raises(ValueError, match="no such manifest"):
+        prepare([folder, tmp_path / "none.tsv"], tmp_path, "twice")
+    assert prepare([folder], tmp_path, "twice").n_kept == 1
+
+
+def test_a_byte_order_mark_is_no_column(manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "set.tsv").write_text(manifest.read_text(), encoding="utf-8-sig")
+    assert read_manifest(tmp_path / "set.tsv") == read_manifest(manifest)
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_programs_speak(name: str) -> None:
     if not shutil.which(name):
@@ -725,3 +831,31 @@ def test_the_command_pretrains_and_what_it_made_is_fine_tuned(manifest: Path, tm
     assert main(["finetune", "--model", str(second), "--output", str(out), *common]) == 0
     assert Wav2Vec2Tokenizer.from_pretrained(out).do_normalize
     assert Wav2Vec2ForCTC.from_pretrained(out).config.num_codevectors_per_group == 20
+
+
+def test_an_encoder_is_given_the_letters_of_its_tokenizer(manifest: Path, tmp_path: Path) -> None:
+    """Its config knows nothing of them: 32 tokens and a blank of 0, as published ones have."""
+    start, out, more = tmp_path / "start", tmp_path / "out", tmp_path / "more"
+    save_model(Wav2Vec2ForPreTraining(PRETRAINED), start)
+    letters = {token: i for i, token in enumerate(["|", *(chr(0xE0 + i) for i in range(30)), *"abcdef", "[PAD]"])}
+    Wav2Vec2Tokenizer(letters, pad_token="[PAD]", bos_token=None, eos_token=None, unk_token=None).save_pretrained(start)
+    common = ["--manifest", str(manifest), "--steps", "1", "--head-steps", "1", "--dtype", "float32"]
+    assert main(["finetune", "--model", str(start), "--output", str(out), *common]) == 0
+    model = Wav2Vec2ForCTC.from_pretrained(out)
+    assert model.lm_head.weight.shape[0] == model.config.vocab_size == 38
+    assert model.config.pad_token_id == AcousticModel.load(out, "cpu").alphabet.blank == 37
+    # A head that is there stays, and so do logits that stand for nothing.
+    wide = Wav2Vec2ForCTC(replace(model.config, vocab_size=40))
+    save_model(wide, start)
+    assert main(["finetune", "--model", str(start), "--output", str(more), *common, "--learning-rate", "1e-9"]) == 0
+    kept = Wav2Vec2ForCTC.from_pretrained(more)
+    torch.testing.assert_close(kept.lm_head.weight, wide.lm_head.weight, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("do_normalize", [True, False])
+def test_an_encoder_without_letters_is_trained_on(manifest: Path, tmp_path: Path, do_normalize: bool) -> None:
+    save_model(Wav2Vec2ForPreTraining(PRETRAINED), tmp_path / "start")
+    (tmp_path / "start" / "preprocessor_config.json").write_text(f'{{"do_normalize": {str(do_normalize).lower()}}}')
+    common = ["--manifest", str(manifest), "--steps", "1", "--batch-s", "2", "--mask-length", "4"]
+    assert main(["pretrain", "--model", str(tmp_path / "start"), "--output", str(tmp_path / "out"), *common]) == 0
+    assert Wav2Vec2Tokenizer.from_pretrained(tmp_path / "out").do_normalize == do_normalize

@@ -295,6 +295,8 @@ def test_wrong_input_is_refused_with_numbers() -> None:
 def test_label_outside_the_vocabulary_is_refused() -> None:
     with pytest.raises(ValueError, match="vocab_size 11. Found: 11"):
         Wav2Vec2ForCTC(TINY)(batch((601,))[0], labels=torch.tensor([[1, 11]]))
+    with pytest.raises(ValueError, match="vocab_size 11. Found: 12"):
+        Wav2Vec2ForCTC(TINY).ctc_loss_of(torch.zeros(1, 9, 11), torch.tensor([[12, 1]]), torch.tensor([9]))
 
 
 def test_ignored_labels_count_for_nothing() -> None:

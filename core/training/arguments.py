@@ -29,10 +29,10 @@ def add_run(parser: argparse.ArgumentParser, steps: int, rate: float, batch_s: f
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the checkpoint; resumed from there")
     parser.add_argument("--steps", type=int, default=steps, help="default: %(default)s")
     parser.add_argument("--learning-rate", type=float, default=rate, help="default: %(default)s")
-    parser.add_argument("--warmup", type=int, default=warmup, metavar="STEPS", help="default: %(default)s")
+    parser.add_argument("--warmup", type=int, default=warmup, metavar="STEPS", help="0: none; default: %(default)s")
     parser.add_argument("--batch-s", type=float, default=batch_s, help="seconds of audio a step; default: %(default)s")
-    parser.add_argument("--log-every", type=int, default=25, metavar="STEPS", help="default: %(default)s")
-    parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="default: %(default)s")
+    parser.add_argument("--log-every", type=int, default=25, metavar="STEPS", help="0: never; default: %(default)s")
+    parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="0: never; default: %(default)s")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="default: %(default)s")
     add_machine(parser)
 
@@ -55,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("source", nargs="+", type=Path, help="folder, LibriSpeech tree or Common Voice tsv")
     command.add_argument("--output", type=Path, required=True, metavar="DIR")
     command.add_argument("--name", default="prepared", help="of the manifest; default: %(default)s")
+    command.add_argument("--model", metavar="NAME|DIR", help="whose letters texts are kept in; default: English")
     command.add_argument("--min-s", type=float, default=MIN_SECONDS, help="default: %(default)s")
     command.add_argument("--max-s", type=float, default=MAX_SECONDS, help="default: %(default)s")
 

@@ -16,8 +16,9 @@ from core.audio import from_int16
 from core.beam import FOLDER, LanguageModel
 from core.checkpoint import load_config, load_model, read_weights, resolve, save_model
 from core.configuration import Wav2Vec2Config
+from core.normalise import ENGLISH
 from core.pretraining import Wav2Vec2ForPreTraining
-from core.tokenizer import Wav2Vec2Tokenizer
+from core.tokenizer import PREPROCESSOR_NAME, VOCAB_NAME, Wav2Vec2Tokenizer, read_json
 from core.training.arguments import make_parser
 from core.training.augment import Augment
 from core.training.corpus import Clip, Corpus, Speech, hours, load_manifest
@@ -39,8 +40,8 @@ from core.training.whisper import load_teacher
 from core.wav2vec2 import PreTrainedModel, Wav2Vec2ForCTC
 
 
-def load_clips(manifests: Sequence[tuple[Path, float]]) -> list[Clip]:
-    clips = [clip for manifest, weight in manifests for clip in load_manifest(manifest, weight)]
+def load_clips(manifests: Sequence[tuple[Path, float]], letters: frozenset[str] = ENGLISH) -> list[Clip]:
+    clips = [clip for manifest, weight in manifests for clip in load_manifest(manifest, weight, letters)]
     print(f"{len(clips)} utterances, {hours(clips):.2f} hours")
     return clips
 
@@ -92,7 +93,8 @@ def show(prepared: Prepared, manifest: Path) -> int:
 
 
 def run_prepare(args: argparse.Namespace) -> int:
-    prepared = prepare(args.source, args.output, args.name, args.min_s, args.max_s)
+    letters = Wav2Vec2Tokenizer.from_pretrained(args.model).letters if args.model else ENGLISH
+    prepared = prepare(args.source, args.output, args.name, args.min_s, args.max_s, letters)
     return show(prepared, args.output / f"{args.name}.tsv")
 
 
@@ -124,7 +126,10 @@ def run_pretrain(args: argparse.Namespace) -> int:
     tokenizer, is_new = make_tokenizer(do_normalize=True), True
     if args.model:
         directory = resolve(args.model)
-        tokenizer = Wav2Vec2Tokenizer.from_pretrained(directory)
+        if (directory / VOCAB_NAME).is_file():
+            tokenizer = Wav2Vec2Tokenizer.from_pretrained(directory)
+        else:  # published encoders have no letters yet
+            tokenizer.do_normalize = bool(read_json(directory / PREPROCESSOR_NAME).get("do_normalize", True))
         shape = load_config(directory, args.model)
         is_new = not any(name.startswith("quantizer.") for name in read_weights(directory, args.model))
     else:
@@ -170,6 +175,9 @@ def run_finetune(args: argparse.Namespace) -> int:
     directory = resolve(args.model)
     tokenizer = Wav2Vec2Tokenizer.from_pretrained(directory)
     config = replace(load_config(directory, args.model), ctc_zero_infinity=True)  # texts longer than their audio
+    # The config of a pre-trained encoder does not know the letters that it is given; a head may have more of them.
+    n_vocab = max(config.vocab_size, tokenizer.vocab_size)
+    config = replace(config, vocab_size=n_vocab, pad_token_id=tokenizer.blank_id)
     if args.mask_time is not None:
         config = replace(config, mask_time_prob=args.mask_time)
     if args.mask_feature is not None:
@@ -184,7 +192,8 @@ def run_finetune(args: argparse.Namespace) -> int:
         freeze(model, args.freeze)
     if not 0 <= args.consistency <= 1:
         raise ValueError(f"--consistency must be from 0 to 1. Found: {args.consistency}")
-    corpus = Corpus(load_clips(args.manifest), tokenizer, make_augment(args.noise), args.batch_s, args.seed)
+    clips = load_clips(args.manifest, tokenizer.letters)
+    corpus = Corpus(clips, tokenizer, make_augment(args.noise), args.batch_s, args.seed)
     if args.dropout is not None:
         set_dropout(model, args.dropout)
     batches: Corpus | StateCorpus = corpus

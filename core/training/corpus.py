@@ -6,6 +6,7 @@ so that a run that goes on from a checkpoint hears what it would have heard.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from core.audio import SAMPLE_RATE, Samples, from_int16
 from core.features import normalize
-from core.normalise import normalise
+from core.normalise import ENGLISH, foreign, is_english, normalise
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.training.augment import Augment
 from core.training.manifest import read_set
@@ -30,11 +31,13 @@ MIN_SECONDS = 0.3
 MAX_SECONDS = 17.0  # longer utterances are left out; attention's cost grows with the square
 ORDER, BATCH, CROP, PASSAGE = range(4)  # what a random stream is for
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clip:
     samples: NDArray[np.int16]  # (n,) at 16 kHz
-    transcript: str  # normalised: upper case letters, apostrophes and single spaces; empty if unknown
+    transcript: str  # normalised: letters, in English upper case, apostrophes and single spaces; empty if unknown
     weight: float = 1.0  # how often one pass hears it, on average
 
 
@@ -49,21 +52,36 @@ class Batch:
         return self.input_values.numel() / SAMPLE_RATE
 
 
-def spoken_form(transcript: str) -> str:
-    """Upper case letters and apostrophes; empty where digits leave open what was said."""
-    return "" if re.search(r"\d", transcript) else normalise(transcript)
+def spoken_form(transcript: str, letters: frozenset[str] = ENGLISH) -> str:
+    """As labels spell it; empty where digits leave open what was said."""
+    is_open = is_english(letters) and re.search(r"\d", transcript)
+    return "" if is_open else normalise(transcript, letters)
 
 
-def load_manifest(manifest: str | Path, weight: float = 1.0) -> list[Clip]:
-    """Every utterance of a manifest, at any sample rate.
+def load_manifest(manifest: str | Path, weight: float = 1.0, letters: frozenset[str] = ENGLISH) -> list[Clip]:
+    """Every utterance of a manifest, at any sample rate; without its text where that has other letters.
 
     Raises:
         ValueError: it is no manifest, or audio is missing or cannot be read.
     """
-    clips = []
+    clips: list[Clip] = []
+    strange: list[set[str]] = []
     for utterance in read_set(Path(manifest)):
         samples = np.clip(np.rint(utterance.samples * 32768), -32768, 32767).astype(np.int16)
-        clips.append(Clip(samples, spoken_form(utterance.transcript), weight))
+        transcript = spoken_form(utterance.transcript, letters)
+        if found := foreign(transcript, letters):
+            strange.append(found)
+            transcript = ""
+        clips.append(Clip(samples, transcript, weight))
+    if strange:
+        signs = " ".join(sorted(set().union(*strange)))
+        logger.warning(
+            "%s: %d of %d texts are left out, with what the vocabulary lacks: %s",
+            manifest,
+            len(strange),
+            len(clips),
+            signs,
+        )
     return clips
 
 

@@ -60,12 +60,19 @@ def transcribe(model: AcousticModel, samples: Samples) -> str:
 
 
 def evaluate(model: AcousticModel, utterances: Iterable[Utterance]) -> Score:
-    heard = []
+    """Both texts are spelled in the model's letters.
+
+    Raises:
+        ValueError: no reference has a word.
+    """
+    heard, letters_of_model = [], model.tokenizer.letters
     for utterance in utterances:
-        reference = normalise(utterance.transcript)
-        text = normalise(transcribe(model, utterance.samples))
+        reference = normalise(utterance.transcript, letters_of_model)
+        text = normalise(transcribe(model, utterance.samples), letters_of_model)
         words, letters = word_errors(reference.split(), text.split()), word_errors(reference, text)
         heard.append(Heard(utterance.path, reference, text, words, letters, len(utterance.samples) / SAMPLE_RATE))
+    if not any(h.reference for h in heard):
+        raise ValueError(f"Expected transcripts with words in the model's letters. Found: none in {len(heard)}")
     return Score(tuple(heard))
 
 

@@ -17,7 +17,7 @@ from core.encoder import EncoderLayer
 from core.training.consistency import window_divergence
 from core.training.corpus import Batch, Corpus
 from core.training.run import Run, RunConfig
-from core.training.states import Heard, StateCorpus, states_loss
+from core.training.states import Heard, StateCorpus, lower_parts, states_loss
 from core.training.whisper import FRAME_SHIFT, WhisperEncoder
 from core.wav2vec2 import Wav2Vec2ForCTC
 
@@ -72,12 +72,7 @@ def training_loss(
 
 def freeze(model: Wav2Vec2ForCTC, n_blocks: int) -> None:
     """Keeps all before the encoder's blocks, and the first of those: half of the time, and less to forget."""
-    network = model.wav2vec2
-    encoder = network.encoder
-    parts = [network.feature_extractor, network.feature_projection, encoder.pos_conv_embed, *encoder.layers[:n_blocks]]
-    if encoder.branch is not None and n_blocks > encoder.branch.end:
-        parts.append(encoder.branch)
-    for part in parts:
+    for part in lower_parts(model, n_blocks):
         part.requires_grad_(False)
 
 
@@ -125,7 +120,7 @@ def finetune(
             break
         run.step(loss_of(batch), batch.seconds)
         scores = {}
-        if word_error_rate and run.is_due(config.save_every):
+        if word_error_rate and (run.is_due(config.save_every) or run.is_done):
             scores["wer"] = word_error_rate()
             model.train()
         run.report(**scores)

@@ -43,7 +43,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """The lines of a tab-separated file with a header, by column; a short line lacks its last columns."""
     if not path.is_file():
         raise ValueError(f"{path}: no such manifest")
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin with a byte order mark
         rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         return [{k: v for k, v in row.items() if k is not None and v is not None} for row in rows]
 

@@ -19,7 +19,7 @@ import numpy as np
 import soundfile
 
 from core.audio import SAMPLE_RATE, Samples
-from core.normalise import normalise
+from core.normalise import ENGLISH, foreign, normalise
 from core.training.corpus import MAX_SECONDS, MIN_SECONDS
 from core.training.manifest import Line, decode, read_rows, write_line
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Recording:
     path: Path
-    transcript: str  # as it was found; empty if there is none
+    transcript: str | None  # as it was found; empty if there is none, None if it cannot be read
     speaker: str
 
 
@@ -60,7 +60,11 @@ def find_recordings(source: Path) -> Iterator[Recording]:
 def _from_librispeech(transcripts: list[Path]) -> Iterator[Recording]:
     for file in transcripts:
         audio = _audio_by_stem(file.parent)
-        for line in file.read_text(encoding="utf-8").splitlines():
+        text = _text_of(file)
+        if text is None:
+            yield Recording(file, None, "")
+            continue
+        for line in text.splitlines():
             name, _, text = line.partition(" ")
             if name:
                 yield Recording(audio.get(name, file.parent / f"{name}.flac"), text, name.split("-")[0])
@@ -72,8 +76,8 @@ def _from_folder(folder: Path) -> Iterator[Recording]:
         raise ValueError(f"{folder}: expected audio files ({', '.join(AUDIO_SUFFIXES)}). Found: none")
     for path in files:
         text = path.with_suffix(".txt")
-        transcript = text.read_text(encoding="utf-8") if text.is_file() else ""
-        yield Recording(path, " ".join(transcript.split()), path.parent.name)
+        transcript = _text_of(text) if text.is_file() else ""
+        yield Recording(path, transcript and " ".join(transcript.split()), path.parent.name)
 
 
 def _from_table(table: Path) -> Iterator[Recording]:
@@ -87,6 +91,15 @@ def _from_table(table: Path) -> Iterator[Recording]:
         yield Recording(path, row.get("sentence", ""), row.get("client_id", "")[:12])
 
 
+def _text_of(path: Path) -> str | None:
+    """None, and a warning, where it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e:
+        logger.warning("%s: expected a text in UTF-8. Found: %s at byte %d", path, hex(e.object[e.start]), e.start)
+        return None
+
+
 def _audio_by_stem(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in AUDIO_SUFFIXES}
 
@@ -98,27 +111,43 @@ def pieces(samples: Samples, max_s: float) -> list[Samples]:
 
 
 def prepare(
-    sources: list[Path], output: Path, name: str, min_s: float = MIN_SECONDS, max_s: float = MAX_SECONDS
+    sources: list[Path],
+    output: Path,
+    name: str,
+    min_s: float = MIN_SECONDS,
+    max_s: float = MAX_SECONDS,
+    letters: frozenset[str] = ENGLISH,
 ) -> Prepared:
     """Writes `output/NAME.tsv` and the audio in `output/NAME/`. Transcripts are normalised, numbers spelled out.
+
+    Transcripts that cannot be spelled with `letters`, where those are not of English, are left out.
 
     Raises:
         ValueError: the manifest is already there, or a source holds nothing of a known form.
     """
-    manifest = output / f"{name}.tsv"
+    manifest, part = output / f"{name}.tsv", output / f"{name}.tsv.part"
     if manifest.exists():
         raise ValueError(f"{manifest} is already there: give another output folder or name")
     (output / name).mkdir(parents=True, exist_ok=True)
+    part.unlink(missing_ok=True)  # of a call that was cut off
     left_out: Counter[str] = Counter()
     n_samples, n_kept = 0, 0
     for source in sources:
         for recording in find_recordings(source):
-            transcript = normalise(recording.transcript)
+            if recording.transcript is None:
+                left_out["unreadable"] += 1
+                continue
+            transcript = normalise(recording.transcript, letters)
+            if foreign(transcript, letters):
+                left_out["foreign letters"] += 1
+                continue
             if recording.transcript and not transcript:
                 left_out["text without words"] += 1
                 continue
             try:
                 samples = decode(str(recording.path), recording.path.read_bytes())
+                if not np.isfinite(samples).all():
+                    raise ValueError(f"{recording.path}: expected finite samples. Found: others")
             except (ValueError, OSError) as e:
                 logger.warning("%s", e)
                 left_out["unreadable"] += 1
@@ -129,6 +158,8 @@ def prepare(
                     continue
                 path = f"{name}/{n_kept:06}.flac"
                 soundfile.write(output / path, piece, SAMPLE_RATE, subtype="PCM_16")
-                write_line(manifest, Line(path, len(piece), recording.speaker, transcript))
+                write_line(part, Line(path, len(piece), recording.speaker, transcript))
                 n_kept, n_samples = n_kept + 1, n_samples + len(piece)
+    if n_kept:
+        part.replace(manifest)
     return Prepared(n_kept, n_samples / SAMPLE_RATE / 3600, left_out)

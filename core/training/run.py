@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
+from core.checkpoint import SAFETENSORS_NAME
+
 STATE_NAME = "training.pt"
 LOG_NAME = "training.csv"
 COLUMNS = ("step", "hours_seen", "loss", "learning_rate", "elapsed_s", "audio_s_per_s")
@@ -29,25 +31,28 @@ class RunConfig:
     output: Path
     steps: int
     learning_rate: float
-    warmup: int = 50  # steps
+    warmup: int = 50  # steps; 0: none
     encoder_rate: float = 0.7  # the blocks' share of the learning rate: they come trained
     branch_rate: float = 1.0  # of the map that a branch ends in
     quantizer_rate: float = 1.0  # of the projection that chooses codes
     average: float = 0.0  # share of the weights' running mean that a step leaves; the mean is the result; 0: none
     clip: float = 2.0  # norm that gradients are cut to
-    log_every: int = 25
-    save_every: int = 200
+    log_every: int = 25  # steps, and at the end; 0: never
+    save_every: int = 200  # the same
     seed: int = 1
     is_mixed: bool = True  # bfloat16 where PyTorch's autocast deems it safe; slow on CPUs that have none
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.learning_rate <= 0:
             raise ValueError(f"Expected steps and a learning rate above 0. Found: {self.steps}, {self.learning_rate}")
+        counts = self.warmup, self.log_every, self.save_every
+        if min(counts) < 0:
+            raise ValueError(f"Expected 0 or more steps of warm-up, and between logs and saves. Found: {counts}")
 
     def rate(self, step: int) -> float:
         """Linear warm-up, the full rate, and over the last four fifths a straight line to nothing."""
         left = max(0.0, 1 - step / self.steps)
-        return self.learning_rate * min(1.0, (step + 1) / self.warmup, left / 0.8)
+        return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup), left / 0.8)
 
 
 class Run:
@@ -104,6 +109,12 @@ class Run:
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as e:
             raise ValueError(f"{path} is of a run of another model: give another output folder") from e
+        # One whose checkpoint was not written yet is only to be finished.
+        if state["step"] >= self.config.steps and (self.config.output / SAFETENSORS_NAME).exists():
+            raise ValueError(
+                f"Expected a run of fewer than {self.config.steps} steps in {self.config.output}. Found: one of "
+                f"{state['step']}; ask for more --steps to go on with it, or give another output folder"
+            )
         self.step_count, self.seconds_seen = state["step"], state["seconds"]
         self.elapsed_s, self.means = state["elapsed_s"], state["means"]
         known = state.get("averages", {})
@@ -116,7 +127,8 @@ class Run:
         with self.log_path.open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file)
             found = tuple(rows.fieldnames or ())
-            kept = [row for row in rows if int(row["step"]) <= self.step_count] if "step" in found else []
+            lines = list(rows)
+        kept = [row for row in lines if int(row["step"]) <= self.step_count] if "step" in found else lines
         if kept and found != self.columns:
             raise ValueError(f"Expected the columns {', '.join(self.columns)} in {self.log_path}. Found: {found}")
         with self.log_path.open("w", encoding="utf-8", newline="") as file:
@@ -144,8 +156,8 @@ class Run:
         return self.step_count >= self.config.steps
 
     def is_due(self, every: int) -> bool:
-        """Whether something that happens all `every` steps and at the end happens now."""
-        return self.step_count % every == 0 or self.is_done
+        """Whether something that happens all `every` steps and at the end happens now; 0: never."""
+        return every > 0 and (self.step_count % every == 0 or self.is_done)
 
     def step(self, loss: torch.Tensor, seconds: float, **metrics: float) -> None:
         """One update by `loss` of a batch of `seconds` of audio; `metrics` are smoothed and logged.

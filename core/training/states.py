@@ -8,6 +8,9 @@ more than twice as fast.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.encoder import Encoder, EncoderLayer
 from core.masking import mask_spans
@@ -26,8 +29,11 @@ from core.training.consistency import choose_window, divergence
 from core.training.corpus import Batch, Corpus
 from core.wav2vec2 import Wav2Vec2ForCTC
 
+ORIGIN_NAME = "states.json"
 AHEAD = 4  # files that are read before they are needed
 ROUND = 64  # frames: batches are padded to multiples of it, as processors' kernels are made anew for each new shape
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +67,15 @@ def blocks(encoder: Encoder, states: States, first: int, end: int, frame_mask: T
             hidden, trunk = encoder.branch(i, hidden, trunk)
         hidden, _ = layer(hidden, attention_mask, False)
     return States(hidden, trunk)
+
+
+def lower_parts(model: Wav2Vec2ForCTC, n_blocks: int) -> list[nn.Module]:
+    """What comes before the encoder's blocks, the first of those, and the branch if it ends in them."""
+    network, encoder = model.wav2vec2, model.wav2vec2.encoder
+    parts = [network.feature_extractor, network.feature_projection, encoder.pos_conv_embed, *encoder.layers[:n_blocks]]
+    if encoder.branch is not None and n_blocks > encoder.branch.end:
+        parts.append(encoder.branch)
+    return parts
 
 
 def lower(model: Wav2Vec2ForCTC, hidden: Tensor, frame_mask: Tensor | None, n_blocks: int) -> States:
@@ -132,30 +147,73 @@ class StateCorpus:
     def path(self, number: int) -> Path:
         return self.folder / f"{number:06}.pt"
 
+    def origin(self) -> dict[str, object]:
+        """All that decides what the files hold."""
+        weights, audio = hashlib.sha256(), hashlib.sha256()
+        for part in lower_parts(self.model, self.n_blocks):
+            for name, weight in part.state_dict().items():
+                weights.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
+        corpus = self.corpus
+        for clip in corpus.clips:
+            audio.update(f"{len(clip.samples)} {clip.weight} {clip.transcript}\n".encode())
+        return {
+            "weights": weights.hexdigest(),
+            "clips": audio.hexdigest(),
+            "vocabulary": hashlib.sha256(repr(corpus.tokenizer.tokens).encode()).hexdigest(),
+            "n_blocks": self.n_blocks,
+            "batch_s": corpus.batch_s,
+            "seed": corpus.seed,
+            "consistency": self.consistency,
+            "is_mixed": self.is_mixed,
+        }
+
+    def check_origin(self) -> None:
+        """Notes in the folder what its files are of.
+
+        Raises:
+            ValueError: they are of something else.
+        """
+        path, origin = self.folder / ORIGIN_NAME, self.origin()
+        if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if differing := [name for name in origin if found.get(name) != origin[name]]:
+                raise ValueError(
+                    f"Expected states of this model and audio in {self.folder}. "
+                    f"Found: others ({', '.join(differing)} differ); give another folder, or empty this one"
+                )
+        elif any(self.folder.glob("*.pt")):  # put together by hand, of several runs
+            logger.warning("%s: has no %s; its states are taken as they are", self.folder, ORIGIN_NAME)
+        else:
+            path.write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+
     def batches(self, first: int = 0, n_workers: int = 1) -> Iterator[Heard]:
-        """Without end, from number `first` on."""
+        """Without end, from number `first` on.
+
+        Raises:
+            ValueError: the folder has states of another model or of other audio.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        if first < self.n_kept:
-            yield from self.make(first, n_workers)
+        self.check_origin()
+        yield from self.make(first, n_workers)
         yield from self.repeat(max(0, first - self.n_kept))
 
     def make(self, first: int, n_workers: int) -> Iterator[Heard]:
-        """The first pass: computes what is not there yet."""
+        """The first pass from number `first` on: computes what is not there yet, also of what came before."""
         known = 0
         while self.path(known).exists():
             known += 1
         for number in range(first, min(known, self.n_kept)):
             yield load(self.path(number))
-        first = max(first, known)
-        fresh = self.corpus.batches(first, n_workers)
-        for number, batch in zip(range(first, self.n_kept), fresh, strict=False):
+        fresh = self.corpus.batches(known, n_workers)
+        for number, batch in zip(range(known, self.n_kept), fresh, strict=False):
             with torch.random.fork_rng(devices=[]):  # what is drawn here must not hang on what is known already
                 torch.manual_seed(self.corpus.seed + number)
                 is_training = self.model.training
                 heard = hear(self.model.eval(), batch, self.n_blocks, self.consistency, self.is_mixed)
                 self.model.train(is_training)
             save(heard, self.path(number))
-            yield heard
+            if number >= first:
+                yield heard
 
     def repeat(self, first: int) -> Iterator[Heard]:
         numbers = (

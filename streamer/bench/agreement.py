@@ -84,7 +84,7 @@ def compare(models: dict[str, AcousticModel], task: Task) -> dict[str, Any]:
                 "label_agreement": round(count.n_equal / count.n_frames, 6),
                 "wer": round(count.errors.rate, 5),
                 "wer_change": round(count.errors.rate - first.errors.rate, 5),
-                "words_changed": round(count.changes.rate, 5),
+                "words_changed": round(count.changes.change, 5),
                 "cpu_s_per_audio_s": round(count.cpu_s / duration_s, 5),
                 "times_float32": round(first.cpu_s / count.cpu_s, 3),
             }

@@ -183,7 +183,7 @@ def report(system: str, references: Sequence[Reference], heard: Sequence[Heard])
         "n_words": wrong.n_words,
         "wer": round(wrong.rate, 5),
         "induced_word_edits": sum(of.total for of in induced),
-        "induced_word_edit_rate": round(sum(induced, WordErrors()).rate, 5),
+        "induced_word_edit_rate": round(sum(induced, WordErrors()).change, 5),
         "n_equal_to_offline": sum(of.total == 0 for of in induced),
         "emission_s": {
             kind: {clock: percentiles(values) for clock, values in clocks.items()} for kind, clocks in of_words.items()

@@ -114,9 +114,9 @@ def row(method: Method, plan: Plan, comparisons: Sequence[Comparison]) -> dict[s
         "method": method.name,
         "latency_ms": method.latency_ms(plan),
         "word_edits": words.total,
-        "word_edit_rate": round(words.rate, 5),
+        "word_edit_rate": round(words.change, 5),
         "letter_edits": letters.total,
-        "letter_edit_rate": round(letters.rate, 5),
+        "letter_edit_rate": round(letters.change, 5),
         "n_equal": sum(c.letters.total == 0 for c in comparisons),
         "wer": round(total([c.spoken for c in comparisons]).rate, 5),
     }

@@ -27,7 +27,7 @@ from streamer.metrics import Metrics
 from streamer.pace import Pace
 from streamer.protocols.native import ProtocolError, Start
 from streamer.scheduler import Scheduler
-from streamer.session import Session, SessionLimits
+from streamer.session import INTERNAL, Session, SessionLimits
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,11 @@ class Hub:
             self.check_room(owner, session.opening)
         live = Live(session, owner, is_reserved=reserves or session.opening is not None)
         self.live[session.session_id] = live
-        self.submit(live, [])
+        try:
+            self.submit(live, [])
+        except Exception:
+            self.drop(live)
+            raise
         return live
 
     def submit(self, live: Live, items: Sequence[Item]) -> None:
@@ -266,6 +270,14 @@ class Hub:
             )
         except WebSocketDisconnect:
             ended = 0
+        except Exception:  # whatever it is, its place is given back
+            logger.exception("session %s broke", live.tag)
+            self.metrics.failures.inc()
+            if live.replaced is replaced:
+                live.replaced = None
+                self.drop(live)
+            await close(socket, INTERNAL, "internal")
+            return
         if live.replaced is not replaced:
             await close(socket, REPLACED, "another connection has resumed this session")
             return

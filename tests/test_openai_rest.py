@@ -7,18 +7,20 @@ import io
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
-from openai import APIStatusError, AsyncOpenAI, OpenAI
+from openai import APIError, APIStatusError, AsyncOpenAI, InternalServerError, OpenAI
 from planted import PlantedModel, plant
 from serving import Serving, serving
 
-from core.audio import SAMPLE_RATE
+from clients.file import Source
+from core.audio import SAMPLE_RATE, Samples
 from core.transcript import Transcript, Word
 from streamer.auth import Access
 from streamer.hub import Limits
@@ -251,6 +253,27 @@ def test_a_client_that_leaves_frees_its_place() -> None:
                             await asyncio.sleep(0.01)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_recording_that_breaks_the_reader_is_told_and_gives_its_place_back(
+    streams: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def blocks() -> Iterator[Samples]:
+        yield np.zeros(SAMPLE_RATE, np.float32)
+        raise ValueError("secret detail")
+
+    def test(server: Serving) -> None:
+        with client(server) as api:
+            for _ in range(2):
+                with pytest.raises(APIError) as caught:
+                    list(transcribe(api, recording(), stream=True)) if streams else transcribe(api, recording())
+                assert caught.value.code == "internal" and "secret" not in caught.value.message
+                assert streams or isinstance(caught.value, InternalServerError)
+
+    monkeypatch.setattr("streamer.uploads.open_container", lambda *args: Source("x", None, blocks()))
+    with_server(test, limits=Limits(sessions=1))
+    assert "secret detail" in caplog.text
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")

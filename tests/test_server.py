@@ -28,7 +28,7 @@ from streamer.auth import Access, choose_subprotocol
 from streamer.hub import Limits
 from streamer.recognizer import Recognizer
 from streamer.serve import ServerError, check_exposure, check_origins, gather_keys, listen
-from streamer.session import SessionLimits
+from streamer.session import Session, SessionLimits
 
 START = '{"type": "start"}'
 SPEECH = encode_pcm16(plant("HELLO WORLD~~"))
@@ -285,6 +285,28 @@ def test_one_broken_session_leaves_the_others_alone(caplog: pytest.LogCaptureFix
             assert await good == [["HELLO WORLD"]] * 3
 
     run(test())
+
+
+def test_a_connection_that_breaks_gives_its_place_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(self: Session, data: bytes) -> list[Any]:
+        raise KeyError("secret detail")
+
+    async def test() -> None:
+        async with serving(limits=Limits(sessions=1)) as server:
+            with monkeypatch.context() as patch:
+                patch.setattr(Session, "receive_bytes", broken)
+                async with connect(server.url) as connection:
+                    await connection.send(START)
+                    await connection.send(SPEECH)
+                    await messages(connection)
+                    assert (connection.close_code, connection.close_reason) == (1011, "internal")
+            assert not server.hub.live
+            assert await transcribe(server) == ["HELLO WORLD"]
+
+    run(test())
+    assert "secret detail" in caplog.text
 
 
 def test_abrupt_clients_and_slow_readers() -> None:

@@ -6,7 +6,6 @@ messages. It asks for a stream by `begin` as soon as it knows the audio's format
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol
@@ -14,6 +13,7 @@ from typing import ClassVar, Protocol
 from core.audio import HOP, SAMPLE_RATE, Samples
 from core.transcript import Event, Gap, Transcript
 from streamer.job import Command, Failed, Finished, Flushed, Item, OfChannel, Opening, Output, Progress, Widened
+from streamer.protocols.native import to_json
 from streamer.session import GOING_AWAY, INTERNAL, NORMAL, TRY_LATER, SessionLimits
 
 REASON_BYTES = 123  # that a close frame has room for
@@ -161,7 +161,7 @@ class Dialect:
 
     def say(self, message: Mapping[str, object] | Frame, key: str = "") -> None:
         """Queues a message, objects as JSON; an unread one of the same key makes way."""
-        frame = message if isinstance(message, str | bytes) else json.dumps(message, ensure_ascii=False)
+        frame = message if isinstance(message, str | bytes) else to_json(message)
         if key:
             self.drop(key)
         self.unsent.append((key, frame))

@@ -232,7 +232,18 @@ class Hub:
         for output in outputs:
             self.metrics.gaps.inc(isinstance(output, Gap))
             self.metrics.failures.inc(isinstance(output, Failed))
-        self.submit(live, live.session.deliver(outputs))
+        try:
+            self.submit(live, live.session.deliver(outputs))
+        except Exception:
+            self.fail(live)
+        live.talk.set()
+        live.room.set()
+
+    def fail(self, live: Live) -> None:
+        """Ends a session, in an `except` block, that cannot go on."""
+        logger.exception("session %s broke", live.tag)
+        self.metrics.failures.inc()
+        live.session.deliver([Failed("internal", "the server failed on this session")])
         live.talk.set()
         live.room.set()
 

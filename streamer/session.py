@@ -7,7 +7,6 @@ No socket, thread or clock here.
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -271,7 +270,7 @@ class Session:
     def next_frame(self) -> str | None:
         """`next_message` as it is sent."""
         message = self.next_message()
-        return None if message is None else json.dumps(message, ensure_ascii=False)
+        return None if message is None else native.to_json(message)
 
     @property
     def is_over(self) -> bool:

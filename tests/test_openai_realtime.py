@@ -219,6 +219,20 @@ def test_what_is_wrong_is_named_and_the_session_goes_on(event: dict[str, Any], p
     with_connection(test)
 
 
+def test_half_a_surrogate_pair_is_shown_as_it_came() -> None:
+    async def main() -> None:
+        async with serving() as server:
+            async with connect(f"ws://127.0.0.1:{server.port}/v1/realtime?intent=transcription") as connection:
+                await connection.recv()
+                session = {"audio": {"input": {"transcription": {"prompt": "caf\ud83d"}}}}
+                await connection.send(json.dumps({"type": "session.update", "session": session}))
+                updated = json.loads(await connection.recv())
+                assert updated["session"]["audio"]["input"]["transcription"]["prompt"] == "caf\ud83d"
+            await gone(server)
+
+    asyncio.run(main())
+
+
 def test_access_and_subprotocols() -> None:
     async def main() -> None:
         async with serving(access=Access(keys=("right",))) as server:

@@ -15,7 +15,7 @@ from serving import Serving, serving
 from core.audio import encode_pcm16
 from streamer.auth import Access
 from streamer.hub import Limits
-from streamer.protocols.wyoming import FramingError, Reader, Told, to_int16
+from streamer.protocols.wyoming import FramingError, Reader, Told, Wyoming, to_int16
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it imports audioop
@@ -149,6 +149,42 @@ def test_what_is_wrong_is_told_and_ends_the_connection(sent: bytes) -> None:
                 assert await text(client) == "HELLO WORLD GOOD DAY"
 
     run(test())
+
+
+def test_half_a_surrogate_pair_amid_an_utterance() -> None:
+    async def test() -> None:
+        async with serving() as server, connected(server) as client:
+            await client.write_event(AudioStart(**FORMAT).event())
+            await client.write_event(AudioChunk(audio=SPEECH, **FORMAT).event())
+            client._writer.write(b'{"type": "transcribe", "data": {"language": "e\\ud83d"}}\n')  # type: ignore[union-attr]
+            await client.write_event(AudioStop().event())
+            transcript = Transcript.from_event((await until(client, "transcript"))[-1])
+            assert (transcript.text, transcript.language) == ("HELLO WORLD GOOD DAY", "e\ud83d")
+
+    run(test())
+
+
+def test_what_cannot_be_told_ends_the_connection(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(self: Wyoming) -> None:
+        raise KeyError("secret detail")
+
+    async def test() -> None:
+        async with serving(limits=Limits(sessions=1)) as server:
+            with monkeypatch.context() as patch:
+                patch.setattr(Wyoming, "conclude", broken)
+                async with connected(server) as client:
+                    await client.write_event(AudioStart(**FORMAT).event())
+                    await client.write_event(AudioStop().event())
+                    (*_, error) = await until(client, "error")
+                    assert error.data["code"] == "internal"
+                    assert await client.read_event() is None
+            async with connected(server) as client:
+                assert await text(client) == "HELLO WORLD GOOD DAY"
+
+    run(test())
+    assert "secret detail" in caplog.text
 
 
 def test_no_room_and_early_close() -> None:

@@ -21,7 +21,7 @@ from streamer.dialect import Dialect
 from streamer.hotwords import LETTERS, MOST, HotWords, bounded
 from streamer.intake import Intake
 from streamer.job import Item, Opening
-from streamer.protocols.native import Message, Start, shown
+from streamer.protocols.native import Message, Start, shown, to_json
 from streamer.session import INTERNAL, POLICY, TRY_LATER, SessionLimits
 
 VERSION = "1.10.2"  # of the protocol
@@ -45,7 +45,7 @@ class Told:
     payload: bytes = b""
 
     def encode(self) -> bytes:
-        data = json.dumps(self.data, ensure_ascii=False).encode()
+        data = to_json(self.data).encode()
         header: Message = {"type": self.kind, "version": VERSION, "data_length": len(data)}
         if self.payload:
             header["payload_length"] = len(self.payload)

@@ -369,7 +369,10 @@ class Hub:
                 self.drop(live)  # nobody is listening
                 continue
             if live.session.close is None:
-                self.submit(live, live.session.shut_down())
+                try:
+                    self.submit(live, live.session.shut_down())
+                except Exception:  # the others have last words, too
+                    self.fail(live)
                 live.talk.set()
         if not self.live:
             return

@@ -163,6 +163,17 @@ def test_settings_may_change_amid_the_audio() -> None:
     with_connection(test)
 
 
+def test_a_shutdown_while_settings_change_brings_the_last_words() -> None:
+    session = Realtime("x" * 20, Start(), ["planted"])
+    append = {"type": "input_audio_buffer.append", "audio": base64.b64encode(bytes(9_600)).decode()}
+    session.receive_text(json.dumps(append))
+    change = {"type": "session.update", "session": {"audio": {"input": {"format": {"type": "audio/pcmu"}}}}}
+    assert session.receive_text(json.dumps(change))[-1] is Command.FINISH
+    assert session.shut_down() == [] and session.close is None
+    session.deliver([Finished()])
+    assert session.close == (1001, "shutdown")
+
+
 def test_beta_dialect() -> None:
     async def test(connection: Any) -> None:
         assert (await connection.recv()).type == "transcription_session.created"

@@ -26,6 +26,7 @@ from websockets.typing import Subprotocol
 from core.audio import Samples, encode_pcm16
 from streamer.auth import Access, choose_subprotocol
 from streamer.hub import Limits
+from streamer.protocols.vosk import Vosk
 from streamer.recognizer import Recognizer
 from streamer.serve import ServerError, check_exposure, check_origins, gather_keys, listen
 from streamer.session import Session, SessionLimits
@@ -304,6 +305,33 @@ def test_a_connection_that_breaks_gives_its_place_back(
                     assert (connection.close_code, connection.close_reason) == (1011, "internal")
             assert not server.hub.live
             assert await transcribe(server) == ["HELLO WORLD"]
+
+    run(test())
+    assert "secret detail" in caplog.text
+
+
+def test_a_session_that_breaks_at_shutdown_leaves_the_others_their_last_words(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(self: Vosk) -> list[Any]:
+        raise KeyError("secret detail")
+
+    monkeypatch.setattr(Vosk, "shut_down", broken)
+
+    async def test() -> None:
+        async with serving() as server, connect(f"ws://127.0.0.1:{server.port}/") as other:
+            await other.send(bytes(1000))
+            await other.recv()
+            async with connect(server.url) as connection:
+                await connection.send('{"type": "start", "acks": true}')
+                await connection.send(SPEECH)
+                while "ack" not in str(await connection.recv()):
+                    pass
+                server.server.should_exit = True
+                said = await messages(connection)
+                assert "HELLO WORLD" in [m.get("text") for m in said] and said[-1]["type"] == "end"
+            await messages(other)
+            assert other.close_code == 1011
 
     run(test())
     assert "secret detail" in caplog.text

@@ -198,8 +198,14 @@ class Realtime(Dialect):
             self.complete(turn)
         return []
 
+    def finish(self) -> list[Item]:
+        if self.is_changing and not self.is_ended:  # the tail is on its way, and no other stream follows it
+            self.is_ended = True
+            return []
+        return super().finish()
+
     def on_finished(self) -> list[Item]:
-        if self.is_changing:
+        if self.is_changing and not self.is_ended:
             self.is_changing = False
             for turn in self.turns:
                 turn.deltas.begin()

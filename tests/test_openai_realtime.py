@@ -22,6 +22,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
 from core.audio import HOP, encode_pcm16
+from core.transcript import Transcript, Word
 from streamer.auth import Access
 from streamer.job import Command, Finished, Flushed
 from streamer.protocols.native import Start
@@ -172,6 +173,24 @@ def test_a_shutdown_while_settings_change_brings_the_last_words() -> None:
     assert session.shut_down() == [] and session.close is None
     session.deliver([Finished()])
     assert session.close == (1001, "shutdown")
+
+
+def test_turn_detection_that_is_switched_on_while_a_commit_waits() -> None:
+    session = Realtime("x" * 20, Start(), ["planted"])
+
+    def tell(kind: str, **more: Any) -> None:
+        session.receive_text(json.dumps({"type": kind, **more}))
+
+    tell("session.update", session={"audio": {"input": {"turn_detection": None}}})
+    tell("input_audio_buffer.append", audio=base64.b64encode(bytes(48_000)).decode())
+    tell("input_audio_buffer.commit")
+    tell("session.update", session={"audio": {"input": {"turn_detection": {"type": "server_vad"}}}})
+    one = Transcript(0, True, "ONE", 1, 0.0, 0.5, (Word("ONE", 0.0, 0.5, 0.9, True),))
+    session.deliver([one, Flushed(), Finished()])
+    said = [json.loads(frame) for _, frame in session.unsent]
+    kinds = [event["type"] for event in said if event["type"].startswith(("input", TRANSCRIPTION))]
+    assert kinds == ["input_audio_buffer.committed", f"{TRANSCRIPTION}.delta", f"{TRANSCRIPTION}.completed"]
+    assert said[-1]["transcript"] == "ONE"
 
 
 def test_beta_dialect() -> None:

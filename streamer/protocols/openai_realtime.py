@@ -36,6 +36,7 @@ class Turn:
     is_started: bool = False  # `speech_started` has been said
     is_cleared: bool = False  # the client wants nothing of it
     is_awaited: bool = False  # the client has committed it, and will hear `committed` with its last word
+    is_announced: bool = False  # `committed` has been said
 
 
 class Realtime(Dialect):
@@ -176,13 +177,15 @@ class Realtime(Dialect):
         turn = self.turns[0]
         if turn.is_cleared:
             return
-        if self.settings.finds_turns and not turn.is_started:
+        # What was committed before turn detection was switched on is no item of its own finding.
+        is_found = self.settings.finds_turns and not turn.is_announced
+        if is_found and not turn.is_started:
             turn.is_started = True
             start_ms = self.ms(event.words[0].start_s) - self.settings.padding_ms
             self.tell("input_audio_buffer.speech_started", audio_start_ms=max(0, start_ms), item_id=turn.item_id)
         if delta := turn.deltas.add(event):
             self.tell(f"{TRANSCRIPTION}.delta", item_id=turn.item_id, content_index=0, delta=delta)
-        if event.is_final and self.settings.finds_turns:
+        if event.is_final and is_found:
             self.tell("input_audio_buffer.speech_stopped", audio_end_ms=self.ms(event.end_s), item_id=turn.item_id)
             self.announce(turn)
             self.complete(turn)
@@ -194,7 +197,7 @@ class Realtime(Dialect):
         turn = self.turns.popleft()
         if turn.is_awaited:  # and nothing was said
             self.announce(turn)
-        if turn.is_awaited or not (turn.is_cleared or self.settings.finds_turns):
+        if turn.is_announced:
             self.complete(turn)
         return []
 
@@ -253,6 +256,7 @@ class Realtime(Dialect):
 
     def announce(self, turn: Turn) -> None:
         """The audio of a turn is complete."""
+        turn.is_announced = True
         before, self.last_item = self.last_item, turn.item_id
         self.tell("input_audio_buffer.committed", item_id=turn.item_id, previous_item_id=before)
         content: list[Message] = [{"type": "input_audio", "transcript": None}]

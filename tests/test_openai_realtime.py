@@ -193,6 +193,31 @@ def test_turn_detection_that_is_switched_on_while_a_commit_waits() -> None:
     assert said[-1]["transcript"] == "ONE"
 
 
+@pytest.mark.parametrize("detection", [None, {"type": "server_vad"}])
+def test_usage_is_the_duration_of_the_item(detection: dict[str, str] | None) -> None:
+    session = Realtime("x" * 20, Start(), ["planted"])
+
+    def tell(kind: str, **more: Any) -> None:
+        session.receive_text(json.dumps({"type": kind, **more}))
+
+    def final(segment: int, end_s: float) -> Transcript:
+        return Transcript(segment, True, "ONE", 1, 0.0, end_s, (Word("ONE", 0.0, end_s, 0.9, True),))
+
+    tell("session.update", session={"audio": {"input": {"turn_detection": detection}}})
+    second = base64.b64encode(bytes(48_000)).decode()
+    for kind in ("commit", "clear", "commit"):  # all of it comes before the engine says a word
+        tell("input_audio_buffer.append", audio=second)
+        if detection is None:
+            tell(f"input_audio_buffer.{kind}")
+    if detection is None:
+        session.deliver([final(0, 0.5), Flushed(), Flushed(), Flushed()])
+    else:
+        session.deliver([final(0, 0.75), final(1, 2.25)])
+    said = [json.loads(frame) for _, frame in session.unsent]
+    seconds = [event["usage"]["seconds"] for event in said if event["type"] == f"{TRANSCRIPTION}.completed"]
+    assert seconds == ([1.0, 1.0] if detection is None else [0.75, 1.5])
+
+
 def test_beta_dialect() -> None:
     async def test(connection: Any) -> None:
         assert (await connection.recv()).type == "transcription_session.created"

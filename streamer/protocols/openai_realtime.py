@@ -37,6 +37,7 @@ class Turn:
     is_cleared: bool = False  # the client wants nothing of it
     is_awaited: bool = False  # the client has committed it, and will hear `committed` with its last word
     is_announced: bool = False  # `committed` has been said
+    end_s: float = 0.0  # of the session, once it is known
 
 
 class Realtime(Dialect):
@@ -65,7 +66,7 @@ class Realtime(Dialect):
         self.settings = Settings(model=model)
         self.n_events = self.n_items = 0
         self.committed_s = 0.0  # audio up to the last commit or clear
-        self.told_s = 0.0  # audio that has been accounted for
+        self.told_s = 0.0  # end of the last item
         self.last_item: str | None = None  # the last that was committed
         self.turns = deque([self.new_turn()])  # the oldest first; flushes that wait part them
         self.is_changing = False  # the stream ends, to begin anew with other settings
@@ -145,7 +146,7 @@ class Realtime(Dialect):
         self.committed_s = self.accepted_s
         if self.decoder is None:
             return []
-        self.turns[-1].is_cleared = is_cleared
+        self.turns[-1].is_cleared, self.turns[-1].end_s = is_cleared, self.accepted_s
         self.turns.append(self.new_turn())
         return [Command.FLUSH]
 
@@ -187,11 +188,12 @@ class Realtime(Dialect):
             self.tell(f"{TRANSCRIPTION}.delta", item_id=turn.item_id, content_index=0, delta=delta)
         if event.is_final and is_found:
             self.tell("input_audio_buffer.speech_stopped", audio_end_ms=self.ms(event.end_s), item_id=turn.item_id)
+            turn.end_s = self.before_s + event.end_s
             self.announce(turn)
             self.complete(turn)
             # Its place is kept: a commit that waits is answered by it.
             self.turns[0] = self.new_turn()
-            self.committed_s = max(self.committed_s, self.before_s + event.end_s)
+            self.committed_s = max(self.committed_s, turn.end_s)
 
     def on_flushed(self) -> list[Item]:
         turn = self.turns.popleft()
@@ -199,6 +201,8 @@ class Realtime(Dialect):
             self.announce(turn)
         if turn.is_announced:
             self.complete(turn)
+        elif turn.is_cleared:
+            self.told_s = max(self.told_s, turn.end_s)
         return []
 
     def finish(self) -> list[Item]:
@@ -272,14 +276,15 @@ class Realtime(Dialect):
             self.tell(f"conversation.item.{kind}", previous_item_id=before, item=item)
 
     def complete(self, turn: Turn) -> None:
+        """An item holds what came since the one before."""
         self.tell(
             f"{TRANSCRIPTION}.completed",
             item_id=turn.item_id,
             content_index=0,
             transcript=turn.deltas.text,
-            usage={"type": "duration", "seconds": round(self.accepted_s - self.told_s, 3)},
+            usage={"type": "duration", "seconds": round(max(0.0, turn.end_s - self.told_s), 3)},
         )
-        self.told_s = self.accepted_s
+        self.told_s = max(self.told_s, turn.end_s)
 
     def shown_session(self) -> Message:
         return self.settings.shown(f"sess_{self.session_id[:16]}", self.is_beta)

@@ -130,6 +130,8 @@ class Hub:
         """Raises Busy where a new session of this owner would be one too many, or make the others late."""
         if self.is_draining:
             raise Busy("the server is shutting down; use another, or come back later")
+        if not self.scheduler.is_alive:
+            raise Busy("the recogniser has stopped")
         running = [live for live in self.live.values() if live.is_running]
         if len(running) >= self.limits.sessions:
             raise Busy(f"all {self.limits.sessions} sessions are taken; come back later")

@@ -45,6 +45,12 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, hub: Hub) -> None:
         super().__init__(config)
         self.hub = hub
+        self.is_broken = False  # the recogniser has stopped
+
+    async def on_tick(self, counter: int) -> bool:
+        """As uvicorn's. Without a recogniser it ends, so that its supervisor begins it anew."""
+        self.is_broken = self.is_broken or not self.hub.scheduler.is_alive
+        return await super().on_tick(counter) or self.is_broken
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, with a limit for the handshake of TLS, which asyncio gives a minute."""
@@ -248,4 +254,6 @@ def run_server(args: argparse.Namespace) -> int:
     if wyoming is not None:
         print(f"streamer: Wyoming at tcp://{shown}:{wyoming.getsockname()[1]}", file=sys.stderr, flush=True)
     server.run(sockets=[listener])
+    if server.is_broken:
+        raise ServerError("the recogniser has stopped; its error is in the log")
     return 0 if server.started else 1

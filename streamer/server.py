@@ -145,8 +145,6 @@ class App:
     async def ready(self, request: Request) -> Response:
         """Whether a session would be taken now."""
         try:
-            if not self.scheduler.is_alive:
-                raise Busy("the recogniser has stopped")
             self.hub.check_room("")
         except Busy as e:
             return JSONResponse({"status": "busy", "message": str(e)}, 503)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -25,7 +26,7 @@ from websockets.typing import Subprotocol
 
 from core.audio import Samples, encode_pcm16
 from streamer.auth import Access, choose_subprotocol
-from streamer.hub import Limits
+from streamer.hub import Busy, Limits
 from streamer.protocols.vosk import Vosk
 from streamer.recognizer import Recognizer
 from streamer.serve import ServerError, check_exposure, check_origins, gather_keys, listen
@@ -636,10 +637,18 @@ def test_a_port_that_is_taken() -> None:
         listen("127.0.0.1", listener.getsockname()[1])
 
 
-def test_sigterm_drains_and_returns_zero(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """`run_server` in the main thread, stopped by a real signal while a session waits."""
-    import threading
+def server_arguments(port: int) -> Namespace:
+    """Of `streamer serve`."""
+    args = {"host": "127.0.0.1", "port": port, "api_key": [], "tls_cert": None, "tls_key": None, "max_sessions": 4}
+    args |= {"allow_public": False, "model": ["x"], "device": "cpu", "dtype": "auto", "threads": None}
+    args |= {"lm": "none", "hotwords": None}
+    args |= {"api_key_file": None, "allow_origin": [], "allow_host": [], "sessions_per_client": None}
+    args |= {"resume_seconds": 30.0, "no_load_limit": False, "wyoming_port": None, "refresh_ms": None}
+    return Namespace(**args, latency="balanced")
 
+
+def planted_server(monkeypatch: pytest.MonkeyPatch) -> int:
+    """`run_server` will have the planted model; its port."""
     from streamer import serve as module
 
     class Loaded:
@@ -647,8 +656,55 @@ def test_sigterm_drains_and_returns_zero(monkeypatch: pytest.MonkeyPatch, capsys
 
     monkeypatch.setattr(module, "Recognizer", Loaded)
     listener = listen("127.0.0.1", 0)
-    port = listener.getsockname()[1]
     monkeypatch.setattr(module, "listen", lambda host, port: listener)
+    return int(listener.getsockname()[1])
+
+
+def test_a_server_whose_recogniser_has_stopped_takes_nobody_and_ends(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from streamer import serve as module
+    from streamer.metrics import Metrics
+
+    def broken(self: Metrics, report: Any) -> None:
+        raise KeyError("secret detail")
+
+    monkeypatch.setattr(Metrics, "on_step", broken)
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    port = planted_server(monkeypatch)
+    results: list[str] = []
+
+    async def client() -> None:
+        async with connect(f"ws://127.0.0.1:{port}/v1/stream") as connection:
+            await connection.send(START)
+            await connection.send(SPEECH)
+            results.extend(m["code"] for m in await messages(connection) if m["type"] == "error")
+
+    thread = threading.Thread(target=lambda: asyncio.run(asyncio.wait_for(client(), 20)))
+    thread.start()
+    with pytest.raises(ServerError, match="the recogniser has stopped"):
+        module.run_server(server_arguments(port))
+    thread.join()
+    assert results == ["internal"]
+    assert "secret detail" in caplog.text
+
+
+def test_a_stopped_recogniser_has_no_room() -> None:
+    async def test() -> None:
+        async with serving() as server:
+            server.hub.check_room("")
+            server.hub.scheduler.is_closing = True
+            with pytest.raises(Busy, match="the recogniser has stopped"):
+                server.hub.check_room("")
+
+    run(test())
+
+
+def test_sigterm_drains_and_returns_zero(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """`run_server` in the main thread, stopped by a real signal while a session waits."""
+    from streamer import serve as module
+
+    port = planted_server(monkeypatch)
     results: list[list[dict[str, Any]]] = []
 
     async def client() -> None:
@@ -664,12 +720,7 @@ def test_sigterm_drains_and_returns_zero(monkeypatch: pytest.MonkeyPatch, capsys
 
     thread = threading.Thread(target=lambda: asyncio.run(asyncio.wait_for(client(), 20)))
     thread.start()
-    args = {"host": "127.0.0.1", "port": port, "api_key": [], "tls_cert": None, "tls_key": None, "max_sessions": 4}
-    args |= {"allow_public": False, "model": ["x"], "device": "cpu", "dtype": "auto", "threads": None}
-    args |= {"lm": "none", "hotwords": None}
-    args |= {"api_key_file": None, "allow_origin": [], "allow_host": [], "sessions_per_client": None}
-    args |= {"resume_seconds": 30.0, "no_load_limit": False, "wyoming_port": None, "refresh_ms": None}
-    assert module.run_server(Namespace(**args, latency="balanced")) == 0
+    assert module.run_server(server_arguments(port)) == 0
     thread.join()
     (all_of_it,) = results
     assert [m["text"] for m in all_of_it if m["type"] == "final"] == ["HELLO WORLD"]

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import math
 import secrets
 from collections import Counter
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
@@ -44,7 +45,7 @@ class Limits:
     sessions_per_client: int | None = None  # of one key or, without keys, one address
     resume_s: float = 30.0  # a session waits this long for its client to come back
     start_s: float = 10.0  # from a connection to its first message
-    idle_s: float = 60.0  # without any message
+    idle_s: float = math.inf  # without any message; a protocol's own limit may be shorter
     message_bytes: int = 1 << 20  # of the native protocol, whose clients cut their audio
     whole_bytes: int = 24 << 20  # of the others, whose clients may send a recording at once
     upload_bytes: int = 256 << 20  # of one recording over HTTP
@@ -311,7 +312,7 @@ class Hub:
         """Hands over what the client sends; returns when it has gone."""
         session = live.session
         loop, pace = asyncio.get_running_loop(), Pace(self.limits.speed, self.limits.messages_per_s)
-        idle_s = min(self.limits.idle_s, session.idle_s or self.limits.idle_s)
+        idle_s = min(self.limits.idle_s, session.idle_s)
         while True:
             await self.has_caught_up(live)
             message: Mapping[str, Any] | None = None

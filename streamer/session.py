@@ -20,6 +20,8 @@ from streamer.protocols import native
 from streamer.protocols.native import Message, ProtocolError, Start
 
 NORMAL, GOING_AWAY, POLICY, INTERNAL, TRY_LATER = 1000, 1001, 1008, 1011, 1013  # websocket close codes
+IDLE_S = 60.0  # without any message
+LONG_IDLE_S = 3600.0  # the same, of protocols whose clients may stay silent as long as they answer pings
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Session:
 
     is_resumable: ClassVar[bool] = True
     takes_pieces: ClassVar[bool] = True
-    idle_s: ClassVar[float | None] = None
+    idle_s: ClassVar[float] = IDLE_S
 
     def __init__(self, session_id: str, start: Start, limits: SessionLimits | None = None) -> None:
         self.session_id = session_id

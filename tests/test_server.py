@@ -26,7 +26,9 @@ from websockets.typing import Subprotocol
 
 from core.audio import Samples, encode_pcm16
 from streamer.auth import Access, choose_subprotocol
+from streamer.dialect import Dialect
 from streamer.hub import Busy, Limits
+from streamer.protocols.openai_realtime import Realtime
 from streamer.protocols.vosk import Vosk
 from streamer.recognizer import Recognizer
 from streamer.serve import ServerError, check_exposure, check_origins, gather_keys, listen
@@ -252,6 +254,26 @@ def test_idle_and_silent_clients_are_let_go() -> None:
                 assert kinds in (["ready", "error", "end"], ["error"])
 
     run(test())
+
+
+def test_clients_of_vosk_and_realtime_may_be_silent_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    for session in (Session, Dialect):
+        monkeypatch.setattr(session, "idle_s", 0.01)
+
+    async def test() -> None:
+        async with serving() as server, connect(f"ws://127.0.0.1:{server.port}/") as vosk:
+            async with connect(f"ws://127.0.0.1:{server.port}/v1/realtime") as realtime:
+                await realtime.recv()
+                async with connect(server.url) as native:
+                    await native.send(START)
+                    assert [m["type"] for m in await messages(native)] == ["ready", "error", "end"]
+                await vosk.send('{"eof" : 1}')
+                assert json.loads(await vosk.recv()) == {"text": ""}
+                await realtime.send("no json")
+                assert json.loads(await realtime.recv())["error"]["code"] == "invalid_json"
+
+    run(test())
+    assert Vosk.idle_s == Realtime.idle_s == 3600.0
 
 
 def test_messages_are_bounded() -> None:

@@ -21,7 +21,7 @@ from streamer.job import Command, Item, Opening
 from streamer.protocols.native import Message, Start, shown
 from streamer.protocols.openai_rest import Deltas
 from streamer.protocols.openai_settings import Settings, SettingsError
-from streamer.session import POLICY, SessionLimits
+from streamer.session import LONG_IDLE_S, POLICY, SessionLimits
 
 LEAST_COMMIT_MS = 100
 UPDATES = {"session.update": False, "transcription_session.update": True}  # whether it is the beta dialect
@@ -49,6 +49,7 @@ class Realtime(Dialect):
     """
 
     takes_pieces = False
+    idle_s = LONG_IDLE_S  # as long as one of the service's sessions may be
 
     def __init__(
         self,

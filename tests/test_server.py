@@ -31,7 +31,7 @@ from streamer.hub import Busy, Limits
 from streamer.protocols.openai_realtime import Realtime
 from streamer.protocols.vosk import Vosk
 from streamer.recognizer import Recognizer
-from streamer.serve import ServerError, check_exposure, check_origins, gather_keys, listen
+from streamer.serve import ServerError, check_exposure, gather_hosts, gather_keys, gather_origins, listen
 from streamer.session import Session, SessionLimits
 
 START = '{"type": "start"}'
@@ -181,6 +181,10 @@ def test_keys_in_every_carrier() -> None:
         ("http://[", "127.0.0.1:8000", True, False),
         ("http://evil.example", "evil.example", True, False),  # rebinding
         ("https://asr.example", "asr.example", False, True),
+        ("https://asr.example", "ASR.example:443", False, True),
+        ("https://asr.example:443", "asr.example", False, True),
+        ("https://asr.example", "asr.example:80", False, False),
+        ("https://friend.example:443", "asr.example", False, True),
         ("https://evil.example", "asr.example", False, False),
         ("https://friend.example", "asr.example", False, True),
         (None, None, True, False),
@@ -413,10 +417,26 @@ def test_keys_come_from_three_places(tmp_path: Path) -> None:
 
 
 def test_origins_are_checked_before_the_server_starts() -> None:
-    check_origins(["https://example.org", "http://localhost:3000"])
-    for wrong in ("example.org", "https://example.org/", "*", "https://*.example.org", "ws://example.org"):
+    given = ["HTTPS://Example.org:443", "http://localhost:3000", "http://[::1]:80"]
+    assert gather_origins(given) == ("https://example.org", "http://localhost:3000", "http://[::1]")
+    for wrong in (
+        "example.org",
+        "https://example.org/",
+        "https://example.org:x",
+        "https://a@example.org",
+        "*",
+        "https://*.example.org",
+        "ws://example.org",
+    ):
         with pytest.raises(ServerError, match="must be like https://example.org"):
-            check_origins([wrong])
+            gather_origins([wrong])
+
+
+def test_hosts_are_checked_before_the_server_starts() -> None:
+    assert gather_hosts(["ASR.Example", "[FD00::1]", "10.0.0.7"]) == ("asr.example", "fd00::1", "10.0.0.7")
+    for wrong in ("asr.example:8000", "[fd00::1]:80", "http://asr.example", "*", ""):
+        with pytest.raises(ServerError, match="must be a name without a port, like asr.example.org"):
+            gather_hosts([wrong])
 
 
 async def raw(server: Serving, data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
@@ -24,6 +25,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 import clients
 from core.engine import Engine
 from streamer.auth import Access, carried_keys, choose_subprotocol
+from streamer.cors import Cors
 from streamer.dialect import Conversation
 from streamer.hub import Busy, Hub, Limits, close
 from streamer.job import Opening
@@ -304,6 +306,7 @@ def create_app(
     """
     defaults = defaults or Start(model=engine.model.name)
     handlers = App([engine, *others], defaults, access or Access(), limits or Limits(), wyoming, workers)
-    app = Starlette(routes=handlers.routes(), lifespan=handlers.lifespan)
+    cors = Middleware(Cors, access=handlers.access)
+    app = Starlette(routes=handlers.routes(), lifespan=handlers.lifespan, middleware=[cors])
     app.state.hub = handlers.hub
     return app

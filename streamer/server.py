@@ -30,6 +30,7 @@ from streamer.dialect import Conversation
 from streamer.hub import Busy, Hub, Limits, close
 from streamer.job import Opening
 from streamer.metrics import Metrics
+from streamer.models import language_of
 from streamer.protocols import deepgram, native
 from streamer.protocols.deepgram import QueryError
 from streamer.protocols.deepgram_session import Deepgram
@@ -76,6 +77,9 @@ class App:
         self.metrics.watch(self.scheduler)
         self.defaults = defaults
         self.models = tuple(engine.model.name for engine in engines)
+        self.languages = {
+            engine.model.name: language_of(engine.model.name, engine.model.config.extra) for engine in engines
+        }
         self.access = access
         self.limits = limits
         self.wyoming = wyoming
@@ -226,7 +230,7 @@ class App:
         await self.converse(websocket, session)
 
     def new_wyoming(self, session_id: str) -> Wyoming:
-        return Wyoming(session_id, self.defaults, self.models, self.limits.session)
+        return Wyoming(session_id, self.defaults, self.languages, self.limits.session)
 
     async def converse(
         self, websocket: WebSocket, session: Conversation, headers: dict[str, str] | None = None

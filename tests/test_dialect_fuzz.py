@@ -146,7 +146,7 @@ def test_vosk(steps: list[object]) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.one_of(EVENTS, BYTES, SAID, st.just(None)), max_size=30))
 def test_wyoming(steps: list[object]) -> None:
-    live(Wyoming("id", Start(model="m"), ("m",), LIMITS), steps)
+    live(Wyoming("id", Start(model="m"), {"m": "en"}, LIMITS), steps)
 
 
 @settings(max_examples=150, deadline=None)

@@ -5,16 +5,18 @@ import contextlib
 import json
 import warnings
 from collections.abc import AsyncIterator, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from planted import plant
+from planted import PlantedModel, plant
 from serving import Serving, serving
 
 from core.audio import encode_pcm16
 from streamer.auth import Access
 from streamer.hub import Limits
+from streamer.models import language_of
 from streamer.protocols.wyoming import FramingError, Reader, Told, Wyoming, to_int16
 
 with warnings.catch_warnings():
@@ -85,6 +87,36 @@ def test_set_up() -> None:
                 assert await text(other) == "HELLO WORLD GOOD DAY"
 
     run(test())
+
+
+def test_models_are_offered_for_their_languages() -> None:
+    async def test() -> None:
+        german = PlantedModel(name="someone/wav2vec2-large-xlsr-53-german")
+        french = PlantedModel(name="./mine", config=SimpleNamespace(extra={"language": "fr"}))
+        async with serving(others=[german, french]) as server, connected(server) as client:
+            await client.write_event(Describe().event())
+            info = Info.from_event((await until(client, "info"))[-1])
+            assert [model.languages for model in info.asr[0].models] == [["en"], ["de"], ["fr"]]
+            await client.write_event(Transcribe(name=german.name).event())
+            await client.write_event(AudioStop().event())
+            assert Transcript.from_event((await until(client, "transcript"))[-1]).language == "de"
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "language"),
+    [
+        ("streamer-en", {}, "en"),
+        ("facebook/wav2vec2-base-960h", {}, "en"),
+        ("a/wav2vec2-xlsr-sv", {}, "sv"),
+        ("a/wav2vec2-german", {"language": "Dutch"}, "nl"),
+        ("a/b", {"language": "cy"}, "cy"),
+        ("a/b", {"language": None}, "en"),
+    ],
+)
+def test_languages_of_models(name: str, extra: dict[str, object], language: str) -> None:
+    assert language_of(name, extra) == language
 
 
 def test_utterances_of_one_connection() -> None:

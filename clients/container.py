@@ -6,6 +6,7 @@ as its owner: `push` returns when it wants more bytes than there are. What comes
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from collections.abc import Callable
 
@@ -25,6 +26,11 @@ FORMATS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"ID3", "mp3"),
     (4, b"ftyp", "mp4"),
 )
+
+
+def can_decode() -> bool:
+    """Whether PyAV, the `media` extra, is installed."""
+    return importlib.util.find_spec("av") is not None
 
 
 def sniff(head: bytes) -> str | None:

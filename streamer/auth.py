@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 SCHEMES = ("token", "bearer", "realtime", "ws")  # subprotocols that may be answered; never the key
+PORTS = {"http": 80, "https": 443}
+NAME = re.compile(r"[a-z0-9_.-]+")
 OPENAI_KEY = "openai-insecure-api-key."
 
 
@@ -23,8 +26,8 @@ class Access:
 
     keys: tuple[str, ...] = ()  # none: everybody
     is_loopback: bool = True  # bound to this machine only
-    origins: tuple[str, ...] = ()  # allowed besides the server's own, like https://example.org
-    hosts: tuple[str, ...] = ()  # names of this server besides loopback's; empty on a public server: any
+    origins: tuple[str, ...] = ()  # allowed besides the server's own, as `plain_origin` has them
+    hosts: tuple[str, ...] = ()  # names of this server besides loopback's, as `plain_host`; empty if public: any
 
     def check_key(self, headers: Mapping[str, str], query: Mapping[str, str], subprotocols: Sequence[str]) -> bool:
         """Whether one of the carried keys is right. Takes the same time whichever is, or none."""
@@ -40,34 +43,53 @@ class Access:
 
     def check_origin(self, origin: str | None, host: str | None) -> bool:
         """No Origin is no browser. Own pages are let in, and on a loopback server those of this machine."""
-        if origin is None or origin in self.origins:
+        if origin is None:
             return True
-        parts = urlsplit_or_none(origin)
-        if parts is None:
-            return False
-        if host is not None and parts[1] == host.lower():
+        plain, scheme = plain_origin(origin), origin.partition("://")[0]
+        if plain is not None and (plain in self.origins or plain == plain_origin(f"{scheme}://{host}")):
             return True
-        return self.is_loopback and is_loopback_name(parts[0])
+        name = host_name(origin)
+        return self.is_loopback and name is not None and is_loopback_name(name)
 
     def check_host(self, host: str | None) -> bool:
         """A loopback server answers to the names of loopback only."""
-        parts = urlsplit_or_none(f"http://{host or ''}")
-        if parts is None:
+        name = host_name(f"http://{host or ''}")
+        if name is None:
             return False
-        name = parts[0]
         if name in self.hosts:
             return True
         return is_loopback_name(name) if self.is_loopback else not self.hosts
 
 
-def urlsplit_or_none(url: str) -> tuple[str, str] | None:
-    """Host name and host with port, in lower case; None where there is none."""
+def host_name(url: str) -> str | None:
+    """In lower case, an IPv6 address without brackets; None where there is none."""
     try:
         parts = urlsplit(url)
         name, _ = parts.hostname, parts.port
     except ValueError:
         return None
-    return (name.lower(), parts.netloc.lower()) if name else None
+    return name or None
+
+
+def plain_origin(origin: str) -> str | None:
+    """As browsers send it, `HTTPS://Example.org:443` -> `https://example.org`; None where it is no origin of pages."""
+    name = host_name(origin)
+    if name is None:
+        return None
+    parts = urlsplit(origin)
+    host = f"[{name}]" if ":" in name else name
+    port = "" if parts.port in (None, PORTS.get(parts.scheme)) else f":{parts.port}"
+    is_bare = origin.partition("://")[2] == parts.netloc and "@" not in parts.netloc and "*" not in name
+    return f"{parts.scheme}://{host}{port}" if is_bare and parts.scheme in PORTS else None
+
+
+def plain_host(host: str) -> str | None:
+    """A name or address in lower case and without brackets; None where it is none, as with a port."""
+    name = host.lower()
+    try:
+        return str(ipaddress.ip_address(name.removeprefix("[").removesuffix("]")))
+    except ValueError:
+        return name if NAME.fullmatch(name) else None
 
 
 def is_loopback_name(host: str) -> bool:

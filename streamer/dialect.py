@@ -6,7 +6,6 @@ messages. It asks for a stream by `begin` as soon as it knows the audio's format
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol
@@ -14,7 +13,8 @@ from typing import ClassVar, Protocol
 from core.audio import HOP, SAMPLE_RATE, Samples
 from core.transcript import Event, Gap, Transcript
 from streamer.job import Command, Failed, Finished, Flushed, Item, OfChannel, Opening, Output, Progress, Widened
-from streamer.session import GOING_AWAY, INTERNAL, NORMAL, TRY_LATER, SessionLimits
+from streamer.protocols.native import to_json
+from streamer.session import GOING_AWAY, IDLE_S, INTERNAL, NORMAL, TRY_LATER, SessionLimits
 
 REASON_BYTES = 123  # that a close frame has room for
 
@@ -36,8 +36,8 @@ class Conversation(Protocol):
         """Whether a long message may come as several."""
 
     @property
-    def idle_s(self) -> float | None:
-        """The longest silence of its client, where that is shorter than the server's own limit."""
+    def idle_s(self) -> float:
+        """The longest silence of its client that the protocol knows."""
 
     @property
     def opening(self) -> Opening | None:
@@ -106,11 +106,11 @@ class Dialect:
 
     is_resumable: ClassVar[bool] = False
     takes_pieces: ClassVar[bool] = True
+    idle_s: ClassVar[float] = IDLE_S
 
     def __init__(self, session_id: str, limits: SessionLimits | None = None) -> None:
         self.session_id = session_id
         self.limits = limits or SessionLimits()
-        self.idle_s: float | None = None
         self.opening: Opening | None = None
         self.decoder: Decoder | None = None
         self.before_s = 0.0  # accepted by earlier streams of this conversation
@@ -161,7 +161,7 @@ class Dialect:
 
     def say(self, message: Mapping[str, object] | Frame, key: str = "") -> None:
         """Queues a message, objects as JSON; an unread one of the same key makes way."""
-        frame = message if isinstance(message, str | bytes) else json.dumps(message, ensure_ascii=False)
+        frame = message if isinstance(message, str | bytes) else to_json(message)
         if key:
             self.drop(key)
         self.unsent.append((key, frame))

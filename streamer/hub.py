@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import math
 import secrets
 from collections import Counter
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from streamer.metrics import Metrics
 from streamer.pace import Pace
 from streamer.protocols.native import ProtocolError, Start
 from streamer.scheduler import Scheduler
-from streamer.session import Session, SessionLimits
+from streamer.session import INTERNAL, Session, SessionLimits
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Limits:
     sessions_per_client: int | None = None  # of one key or, without keys, one address
     resume_s: float = 30.0  # a session waits this long for its client to come back
     start_s: float = 10.0  # from a connection to its first message
-    idle_s: float = 60.0  # without any message
+    idle_s: float = math.inf  # without any message; a protocol's own limit may be shorter
     message_bytes: int = 1 << 20  # of the native protocol, whose clients cut their audio
     whole_bytes: int = 24 << 20  # of the others, whose clients may send a recording at once
     upload_bytes: int = 256 << 20  # of one recording over HTTP
@@ -130,6 +131,8 @@ class Hub:
         """Raises Busy where a new session of this owner would be one too many, or make the others late."""
         if self.is_draining:
             raise Busy("the server is shutting down; use another, or come back later")
+        if not self.scheduler.is_alive:
+            raise Busy("the recogniser has stopped")
         running = [live for live in self.live.values() if live.is_running]
         if len(running) >= self.limits.sessions:
             raise Busy(f"all {self.limits.sessions} sessions are taken; come back later")
@@ -162,7 +165,11 @@ class Hub:
             self.check_room(owner, session.opening)
         live = Live(session, owner, is_reserved=reserves or session.opening is not None)
         self.live[session.session_id] = live
-        self.submit(live, [])
+        try:
+            self.submit(live, [])
+        except Exception:
+            self.drop(live)
+            raise
         return live
 
     def submit(self, live: Live, items: Sequence[Item]) -> None:
@@ -228,7 +235,18 @@ class Hub:
         for output in outputs:
             self.metrics.gaps.inc(isinstance(output, Gap))
             self.metrics.failures.inc(isinstance(output, Failed))
-        self.submit(live, live.session.deliver(outputs))
+        try:
+            self.submit(live, live.session.deliver(outputs))
+        except Exception:
+            self.fail(live)
+        live.talk.set()
+        live.room.set()
+
+    def fail(self, live: Live) -> None:
+        """Ends a session, in an `except` block, that cannot go on."""
+        logger.exception("session %s broke", live.tag)
+        self.metrics.failures.inc()
+        live.session.deliver([Failed("internal", "the server failed on this session")])
         live.talk.set()
         live.room.set()
 
@@ -266,6 +284,14 @@ class Hub:
             )
         except WebSocketDisconnect:
             ended = 0
+        except Exception:  # whatever it is, its place is given back
+            logger.exception("session %s broke", live.tag)
+            self.metrics.failures.inc()
+            if live.replaced is replaced:
+                live.replaced = None
+                self.drop(live)
+            await close(socket, INTERNAL, "internal")
+            return
         if live.replaced is not replaced:
             await close(socket, REPLACED, "another connection has resumed this session")
             return
@@ -286,7 +312,7 @@ class Hub:
         """Hands over what the client sends; returns when it has gone."""
         session = live.session
         loop, pace = asyncio.get_running_loop(), Pace(self.limits.speed, self.limits.messages_per_s)
-        idle_s = min(self.limits.idle_s, session.idle_s or self.limits.idle_s)
+        idle_s = min(self.limits.idle_s, session.idle_s)
         while True:
             await self.has_caught_up(live)
             message: Mapping[str, Any] | None = None
@@ -346,7 +372,10 @@ class Hub:
                 self.drop(live)  # nobody is listening
                 continue
             if live.session.close is None:
-                self.submit(live, live.session.shut_down())
+                try:
+                    self.submit(live, live.session.shut_down())
+                except Exception:  # the others have last words, too
+                    self.fail(live)
                 live.talk.set()
         if not self.live:
             return

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 from core.checkpoint import load_config, resolve
 from core.tokenizer import Wav2Vec2Tokenizer
 
@@ -10,6 +13,50 @@ KNOWN = {
     "facebook/wav2vec2-base-960h": "English, 94 M parameters",
     "facebook/wav2vec2-large-960h-lv60-self": "English, 315 M parameters, the most accurate of these",
 }
+
+ENGLISH = "en"
+LANGUAGES = {
+    "arabic": "ar",
+    "chinese": "zh",
+    "czech": "cs",
+    "danish": "da",
+    "dutch": "nl",
+    "english": ENGLISH,
+    "finnish": "fi",
+    "french": "fr",
+    "german": "de",
+    "greek": "el",
+    "hungarian": "hu",
+    "italian": "it",
+    "japanese": "ja",
+    "norwegian": "no",
+    "persian": "fa",
+    "polish": "pl",
+    "portuguese": "pt",
+    "russian": "ru",
+    "spanish": "es",
+    "swedish": "sv",
+    "turkish": "tr",
+    "ukrainian": "uk",
+}
+
+
+def language_of(name: str, extra: Mapping[str, object] | None = None) -> str:
+    """The ISO 639-1 code of a model's language: of its config, or of how its name ends; else English.
+
+    `facebook/wav2vec2-large-xlsr-53-german` -> `de`
+
+    Args:
+        extra: of the checkpoint's config, what no architecture needs.
+    """
+    told = str((extra or {}).get("language") or "").lower()
+    ending = re.split(r"[-_/.]", name.lower().rstrip("/"))[-1]
+    for word in (told, ending):
+        if word in LANGUAGES:
+            return LANGUAGES[word]
+        if word in LANGUAGES.values():
+            return word
+    return told or ENGLISH
 
 
 def list_models() -> str:

@@ -107,7 +107,7 @@ class Scheduler:
 
     @property
     def is_alive(self) -> bool:
-        return bool(self.threads) and all(thread.is_alive() for thread in self.threads)
+        return bool(self.threads) and not self.is_closing and all(thread.is_alive() for thread in self.threads)
 
     def start(self) -> None:
         """Returns when the model has run once: its first windows are slow, and tell nothing about the later ones.

@@ -25,7 +25,7 @@ from starlette.applications import Starlette
 from core.audio import HOP
 from core.engine import Engine
 from core.stream import StreamConfig
-from streamer.auth import Access, is_loopback_name
+from streamer.auth import Access, is_loopback_name, plain_host, plain_origin
 from streamer.http import http_protocol, websocket_protocol
 from streamer.hub import Hub, Limits
 from streamer.protocols.native import ProtocolError, Start, parse_start
@@ -45,6 +45,12 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, hub: Hub) -> None:
         super().__init__(config)
         self.hub = hub
+        self.is_broken = False  # the recogniser has stopped
+
+    async def on_tick(self, counter: int) -> bool:
+        """As uvicorn's. Without a recogniser it ends, so that its supervisor begins it anew."""
+        self.is_broken = self.is_broken or not self.hub.scheduler.is_alive
+        return await super().on_tick(counter) or self.is_broken
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, with a limit for the handshake of TLS, which asyncio gives a minute."""
@@ -142,12 +148,26 @@ def gather_keys(given: Sequence[str], path: str | None, environment: str) -> lis
     return keys
 
 
-def check_origins(origins: Sequence[str]) -> None:
-    """Raises ServerError where one is not what a browser would send."""
-    for origin in origins:
-        scheme, _, rest = origin.partition("://")
-        if scheme not in ("http", "https") or not rest or "/" in rest or "*" in rest:
+def gather_origins(given: Sequence[str]) -> tuple[str, ...]:
+    """As browsers send them. Raises ServerError where one is not what a browser would send."""
+    origins = []
+    for origin in given:
+        plain = plain_origin(origin)
+        if plain is None:
             raise ServerError(f"--allow-origin must be like https://example.org. Found: {origin}")
+        origins.append(plain)
+    return tuple(origins)
+
+
+def gather_hosts(given: Sequence[str]) -> tuple[str, ...]:
+    """Names in lower case. Raises ServerError where one is more than a name."""
+    hosts = []
+    for host in given:
+        plain = plain_host(host)
+        if plain is None:
+            raise ServerError(f"--allow-host must be a name without a port, like asr.example.org. Found: {host}")
+        hosts.append(plain)
+    return tuple(hosts)
 
 
 def usable_cores() -> int:
@@ -201,7 +221,7 @@ def run_server(args: argparse.Namespace) -> int:
     """
     keys = gather_keys(args.api_key, args.api_key_file, os.environ.get("STREAMER_API_KEY", ""))
     is_loopback = check_exposure(args.host, keys, args.allow_public)
-    check_origins(args.allow_origin)
+    origins, hosts = gather_origins(args.allow_origin), gather_hosts(args.allow_host)
     if bool(args.tls_key) > bool(args.tls_cert):
         raise ServerError("--tls-key needs --tls-cert, the certificate that belongs to it")
     for name in ("max_sessions", "sessions_per_client"):
@@ -229,7 +249,7 @@ def run_server(args: argparse.Namespace) -> int:
         resume_s=args.resume_seconds,
         connections=4 * args.max_sessions + 256,
     )
-    access = Access(tuple(keys), is_loopback, tuple(args.allow_origin), tuple(args.allow_host))
+    access = Access(tuple(keys), is_loopback, origins, hosts)
     try:
         defaults = parse_start({"latency": args.latency, "refresh_ms": args.refresh_ms}, Start(model=engine.model.name))
     except ProtocolError as e:
@@ -248,4 +268,6 @@ def run_server(args: argparse.Namespace) -> int:
     if wyoming is not None:
         print(f"streamer: Wyoming at tcp://{shown}:{wyoming.getsockname()[1]}", file=sys.stderr, flush=True)
     server.run(sockets=[listener])
+    if server.is_broken:
+        raise ServerError("the recogniser has stopped; its error is in the log")
     return 0 if server.started else 1

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
@@ -24,10 +25,12 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 import clients
 from core.engine import Engine
 from streamer.auth import Access, carried_keys, choose_subprotocol
+from streamer.cors import Cors
 from streamer.dialect import Conversation
 from streamer.hub import Busy, Hub, Limits, close
 from streamer.job import Opening
 from streamer.metrics import Metrics
+from streamer.models import language_of
 from streamer.protocols import deepgram, native
 from streamer.protocols.deepgram import QueryError
 from streamer.protocols.deepgram_session import Deepgram
@@ -74,6 +77,9 @@ class App:
         self.metrics.watch(self.scheduler)
         self.defaults = defaults
         self.models = tuple(engine.model.name for engine in engines)
+        self.languages = {
+            engine.model.name: language_of(engine.model.name, engine.model.config.extra) for engine in engines
+        }
         self.access = access
         self.limits = limits
         self.wyoming = wyoming
@@ -145,8 +151,6 @@ class App:
     async def ready(self, request: Request) -> Response:
         """Whether a session would be taken now."""
         try:
-            if not self.scheduler.is_alive:
-                raise Busy("the recogniser has stopped")
             self.hub.check_room("")
         except Busy as e:
             return JSONResponse({"status": "busy", "message": str(e)}, 503)
@@ -226,7 +230,7 @@ class App:
         await self.converse(websocket, session)
 
     def new_wyoming(self, session_id: str) -> Wyoming:
-        return Wyoming(session_id, self.defaults, self.models, self.limits.session)
+        return Wyoming(session_id, self.defaults, self.languages, self.limits.session)
 
     async def converse(
         self, websocket: WebSocket, session: Conversation, headers: dict[str, str] | None = None
@@ -306,6 +310,7 @@ def create_app(
     """
     defaults = defaults or Start(model=engine.model.name)
     handlers = App([engine, *others], defaults, access or Access(), limits or Limits(), wyoming, workers)
-    app = Starlette(routes=handlers.routes(), lifespan=handlers.lifespan)
+    cors = Middleware(Cors, access=handlers.access)
+    app = Starlette(routes=handlers.routes(), lifespan=handlers.lifespan, middleware=[cors])
     app.state.hub = handlers.hub
     return app

@@ -7,7 +7,6 @@ No socket, thread or clock here.
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from streamer.protocols import native
 from streamer.protocols.native import Message, ProtocolError, Start
 
 NORMAL, GOING_AWAY, POLICY, INTERNAL, TRY_LATER = 1000, 1001, 1008, 1011, 1013  # websocket close codes
+IDLE_S = 60.0  # without any message
+LONG_IDLE_S = 3600.0  # the same, of protocols whose clients may stay silent as long as they answer pings
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Session:
 
     is_resumable: ClassVar[bool] = True
     takes_pieces: ClassVar[bool] = True
-    idle_s: ClassVar[float | None] = None
+    idle_s: ClassVar[float] = IDLE_S
 
     def __init__(self, session_id: str, start: Start, limits: SessionLimits | None = None) -> None:
         self.session_id = session_id
@@ -271,7 +272,7 @@ class Session:
     def next_frame(self) -> str | None:
         """`next_message` as it is sent."""
         message = self.next_message()
-        return None if message is None else json.dumps(message, ensure_ascii=False)
+        return None if message is None else native.to_json(message)
 
     @property
     def is_over(self) -> bool:

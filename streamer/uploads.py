@@ -28,7 +28,7 @@ from streamer.job import Item, Opening
 from streamer.protocols import openai_rest
 from streamer.protocols.native import Start
 from streamer.protocols.openai_rest import Deltas, Form, FormError
-from streamer.session import SessionLimits
+from streamer.session import INTERNAL, SessionLimits
 
 FIELDS = 200
 
@@ -129,7 +129,8 @@ class Feed:
         raise TypeError("Expected text. Found: bytes")
 
     async def close(self, code: int = 1000, reason: str | None = None) -> None:
-        pass
+        if code == INTERNAL:
+            self.failure = self.failure or Failure(500, "the server failed on this recording", "internal")
 
 
 class Uploads:

@@ -58,6 +58,7 @@ class PlantedModel:
     n_slots: int = 0
     alphabet: Alphabet = ALPHABET
     tokenizer: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(do_normalize=False))
+    config: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(extra={}))
     model: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(device=torch.device("cpu")))
 
     def statistics(self) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import sys
 import threading
 import warnings
 from collections.abc import Coroutine
@@ -269,6 +270,24 @@ def test_silence_of_the_client_ends_the_connection() -> None:
             assert all(m["type"] == "Results" for m in messages)
             assert connection.close_code == 1011
             assert "net0001" in (connection.close_reason or "")
+
+    run(test())
+
+
+def test_containers_without_the_extra_are_refused_before_the_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+
+    async def test() -> None:
+        async with serving() as server:
+            for query in ("model=nova-3", "encoding=flac"):
+                with pytest.raises(InvalidStatus) as caught:
+                    await connect(url(server, query))
+                assert caught.value.response.status_code == 400
+                assert "install streamer[media]" in caught.value.response.headers["dg-error"]
+            async with connect(url(server)) as connection:
+                await connection.send(SPEECH)
+                await connection.send(CLOSE)
+                assert finals(await rest(connection)) == "HELLO WORLD GOOD DAY"
 
     run(test())
 

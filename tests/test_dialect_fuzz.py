@@ -1,5 +1,6 @@
 """Whatever clients of the other protocols send, and whenever the engine speaks: nothing escapes, nothing piles up."""
 
+import base64
 import json
 
 from hypothesis import given, settings
@@ -11,13 +12,14 @@ from streamer.job import Command, Finished, Flushed, Progress, Widened
 from streamer.protocols.deepgram import QueryError, parse
 from streamer.protocols.deepgram_session import Deepgram
 from streamer.protocols.native import Start
+from streamer.protocols.openai_realtime import Realtime
 from streamer.protocols.vosk import Vosk
 from streamer.protocols.wyoming import Told, Wyoming
 from streamer.session import SessionLimits
 
 LIMITS = SessionLimits(unsent=20, audio_s=5.0)
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just("caf\ud83d"),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=5,
 )
@@ -39,6 +41,40 @@ EVENTS = st.builds(
     st.binary(max_size=700),
 )
 BYTES = st.binary(max_size=700) | EVENTS
+DETECTION = st.none() | st.fixed_dictionaries(
+    {},
+    optional={
+        "type": st.sampled_from(["server_vad", "semantic_vad"]) | VALUES,
+        "eagerness": st.sampled_from(["low", "auto"]) | VALUES,
+        "prefix_padding_ms": VALUES,
+        "silence_duration_ms": VALUES,
+    },
+)
+SPOKEN = VALUES | st.dictionaries(st.sampled_from(["model", "language", "delay", "keywords", "prompt"]), VALUES)
+FORMAT = VALUES | st.fixed_dictionaries(
+    {"type": st.sampled_from(["audio/pcm", "audio/pcmu"]) | VALUES},
+    optional={"rate": st.sampled_from([24000, 16000]) | VALUES},
+)
+INPUT = st.fixed_dictionaries({}, optional={"turn_detection": DETECTION, "transcription": SPOKEN, "format": FORMAT})
+REALTIME = st.one_of(
+    st.builds(lambda given: {"type": "session.update", "session": {"audio": {"input": given}}}, INPUT),
+    st.builds(
+        lambda detection, said, event_id: {
+            "type": "transcription_session.update",
+            "session": {"turn_detection": detection, "input_audio_transcription": said},
+            "event_id": event_id,
+        },
+        DETECTION,
+        SPOKEN,
+        VALUES,
+    ),
+    st.binary(max_size=9000).map(
+        lambda data: {"type": "input_audio_buffer.append", "audio": base64.b64encode(data).decode()}
+    ),
+    st.sampled_from(["input_audio_buffer.commit", "input_audio_buffer.clear"]).map(lambda kind: {"type": kind}),
+    st.builds(lambda kind, audio: {"type": kind, "audio": audio}, VALUES, VALUES),
+    VALUES,
+).map(json.dumps)
 WORD = Word("A", 0.1, 0.2, 0.5, True)
 SAID = st.one_of(
     st.builds(lambda i, is_final: Transcript(i, is_final, "A", 0, 0.0, 0.2, (WORD,)), st.integers(0, 3), st.booleans()),
@@ -62,25 +98,33 @@ def live(session: Dialect, steps: list[object]) -> None:
             owed.clear()
         owed.extend(Flushed() if item is Command.FLUSH else Finished() for item in items if isinstance(item, Command))
 
+    def answer_all() -> None:
+        while owed:
+            heed(session.deliver([owed.pop(0)]))  # type: ignore[arg-type, list-item]
+
+    def read_all() -> None:
+        while (frame := session.next_frame()) is not None:
+            assert isinstance(frame, bytes) or frame.encode()
+
     for step in steps:
         if session.is_over:
             break
+        if isinstance(step, str | bytes) and session.is_behind:  # the hub waits, too
+            read_all()
+            answer_all()
         if isinstance(step, bytes):
             heed(session.receive_bytes(step))  # type: ignore[arg-type]
         elif isinstance(step, str):
             heed(session.receive_text(step))  # type: ignore[arg-type]
         elif step is None:
-            while owed:
-                heed(session.deliver([owed.pop(0)]))  # type: ignore[arg-type, list-item]
+            answer_all()
         elif session.opening is not None:
             heed(session.deliver([step]))  # type: ignore[arg-type, list-item]
-        while not session.is_behind and session.next_frame() is not None:
-            pass
+        if not session.is_behind:
+            read_all()
     heed(session.shut_down())  # type: ignore[arg-type]
-    while owed:
-        heed(session.deliver([owed.pop(0)]))  # type: ignore[arg-type, list-item]
-    while session.next_frame() is not None:
-        pass
+    answer_all()
+    read_all()
     session.release()
     assert session.is_over
 
@@ -102,7 +146,13 @@ def test_vosk(steps: list[object]) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.one_of(EVENTS, BYTES, SAID, st.just(None)), max_size=30))
 def test_wyoming(steps: list[object]) -> None:
-    live(Wyoming("id", Start(model="m"), ("m",), LIMITS), steps)
+    live(Wyoming("id", Start(model="m"), {"m": "en"}, LIMITS), steps)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.one_of(REALTIME, TEXTS, SAID, st.just(None)), max_size=30), st.booleans())
+def test_realtime(steps: list[object], is_beta: bool) -> None:
+    live(Realtime("id", Start(model="m"), ("m",), "", is_beta, LIMITS), steps)
 
 
 @settings(max_examples=100, deadline=None)

@@ -22,6 +22,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
 from core.audio import HOP, encode_pcm16
+from core.transcript import Transcript, Word
 from streamer.auth import Access
 from streamer.job import Command, Finished, Flushed
 from streamer.protocols.native import Start
@@ -163,6 +164,60 @@ def test_settings_may_change_amid_the_audio() -> None:
     with_connection(test)
 
 
+def test_a_shutdown_while_settings_change_brings_the_last_words() -> None:
+    session = Realtime("x" * 20, Start(), ["planted"])
+    append = {"type": "input_audio_buffer.append", "audio": base64.b64encode(bytes(9_600)).decode()}
+    session.receive_text(json.dumps(append))
+    change = {"type": "session.update", "session": {"audio": {"input": {"format": {"type": "audio/pcmu"}}}}}
+    assert session.receive_text(json.dumps(change))[-1] is Command.FINISH
+    assert session.shut_down() == [] and session.close is None
+    session.deliver([Finished()])
+    assert session.close == (1001, "shutdown")
+
+
+def test_turn_detection_that_is_switched_on_while_a_commit_waits() -> None:
+    session = Realtime("x" * 20, Start(), ["planted"])
+
+    def tell(kind: str, **more: Any) -> None:
+        session.receive_text(json.dumps({"type": kind, **more}))
+
+    tell("session.update", session={"audio": {"input": {"turn_detection": None}}})
+    tell("input_audio_buffer.append", audio=base64.b64encode(bytes(48_000)).decode())
+    tell("input_audio_buffer.commit")
+    tell("session.update", session={"audio": {"input": {"turn_detection": {"type": "server_vad"}}}})
+    one = Transcript(0, True, "ONE", 1, 0.0, 0.5, (Word("ONE", 0.0, 0.5, 0.9, True),))
+    session.deliver([one, Flushed(), Finished()])
+    said = [json.loads(frame) for _, frame in session.unsent]
+    kinds = [event["type"] for event in said if event["type"].startswith(("input", TRANSCRIPTION))]
+    assert kinds == ["input_audio_buffer.committed", f"{TRANSCRIPTION}.delta", f"{TRANSCRIPTION}.completed"]
+    assert said[-1]["transcript"] == "ONE"
+
+
+@pytest.mark.parametrize("detection", [None, {"type": "server_vad"}])
+def test_usage_is_the_duration_of_the_item(detection: dict[str, str] | None) -> None:
+    session = Realtime("x" * 20, Start(), ["planted"])
+
+    def tell(kind: str, **more: Any) -> None:
+        session.receive_text(json.dumps({"type": kind, **more}))
+
+    def final(segment: int, end_s: float) -> Transcript:
+        return Transcript(segment, True, "ONE", 1, 0.0, end_s, (Word("ONE", 0.0, end_s, 0.9, True),))
+
+    tell("session.update", session={"audio": {"input": {"turn_detection": detection}}})
+    second = base64.b64encode(bytes(48_000)).decode()
+    for kind in ("commit", "clear", "commit"):  # all of it comes before the engine says a word
+        tell("input_audio_buffer.append", audio=second)
+        if detection is None:
+            tell(f"input_audio_buffer.{kind}")
+    if detection is None:
+        session.deliver([final(0, 0.5), Flushed(), Flushed(), Flushed()])
+    else:
+        session.deliver([final(0, 0.75), final(1, 2.25)])
+    said = [json.loads(frame) for _, frame in session.unsent]
+    seconds = [event["usage"]["seconds"] for event in said if event["type"] == f"{TRANSCRIPTION}.completed"]
+    assert seconds == ([1.0, 1.0] if detection is None else [0.75, 1.5])
+
+
 def test_beta_dialect() -> None:
     async def test(connection: Any) -> None:
         assert (await connection.recv()).type == "transcription_session.created"
@@ -217,6 +272,20 @@ def test_what_is_wrong_is_named_and_the_session_goes_on(event: dict[str, Any], p
         assert (await item(connection))[2] == "STILL HERE"
 
     with_connection(test)
+
+
+def test_half_a_surrogate_pair_is_shown_as_it_came() -> None:
+    async def main() -> None:
+        async with serving() as server:
+            async with connect(f"ws://127.0.0.1:{server.port}/v1/realtime?intent=transcription") as connection:
+                await connection.recv()
+                session = {"audio": {"input": {"transcription": {"prompt": "caf\ud83d"}}}}
+                await connection.send(json.dumps({"type": "session.update", "session": session}))
+                updated = json.loads(await connection.recv())
+                assert updated["session"]["audio"]["input"]["transcription"]["prompt"] == "caf\ud83d"
+            await gone(server)
+
+    asyncio.run(main())
 
 
 def test_access_and_subprotocols() -> None:

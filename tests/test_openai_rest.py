@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import io
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
-from openai import APIStatusError, AsyncOpenAI, OpenAI
+from openai import APIError, APIStatusError, AsyncOpenAI, InternalServerError, OpenAI
 from planted import PlantedModel, plant
 from serving import Serving, serving
 
-from core.audio import SAMPLE_RATE
+from clients.file import Source
+from core.audio import SAMPLE_RATE, Samples
 from core.transcript import Transcript, Word
 from streamer.auth import Access
 from streamer.hub import Limits
@@ -251,6 +254,63 @@ def test_a_client_that_leaves_frees_its_place() -> None:
                             await asyncio.sleep(0.01)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_recording_that_breaks_the_reader_is_told_and_gives_its_place_back(
+    streams: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def blocks() -> Iterator[Samples]:
+        yield np.zeros(SAMPLE_RATE, np.float32)
+        raise ValueError("secret detail")
+
+    def test(server: Serving) -> None:
+        with client(server) as api:
+            for _ in range(2):
+                with pytest.raises(APIError) as caught:
+                    list(transcribe(api, recording(), stream=True)) if streams else transcribe(api, recording())
+                assert caught.value.code == "internal" and "secret" not in caught.value.message
+                assert streams or isinstance(caught.value, InternalServerError)
+
+    monkeypatch.setattr("streamer.uploads.open_container", lambda *args: Source("x", None, blocks()))
+    with_server(test, limits=Limits(sessions=1))
+    assert "secret detail" in caplog.text
+
+
+def test_pages_of_allowed_origins_can_read_the_answers() -> None:
+    access = Access(keys=("right",), origins=("https://friend.example",))
+
+    def ask(server: Serving, method: str, path: str, **headers: str) -> tuple[int, dict[str, str]]:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+        answer = connection.getresponse()
+        answer.read()
+        connection.close()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}
+
+    def test(server: Serving) -> None:
+        wish = {"Access_Control_Request_Method": "POST"}
+        wish["Access_Control_Request_Headers"] = "authorization, x-stainless-os"
+        for origin in ("https://friend.example", "http://localhost:3000"):
+            status, headers = ask(server, "OPTIONS", "/v1/audio/transcriptions", Origin=origin, **wish)
+            assert (status, headers["access-control-allow-methods"]) == (204, "GET, POST")
+            assert headers["access-control-allow-headers"] == "authorization, x-stainless-os"
+            assert (headers["access-control-allow-origin"], headers["vary"]) == (origin, "Origin")
+            for method, path, key, wanted in (
+                ("GET", "/v1/models", "right", 200),
+                ("GET", "/v1/models", "wrong", 401),
+                ("GET", "/v1/nothing", "right", 404),
+                ("POST", "/v1/audio/transcriptions", "right", 400),
+            ):
+                status, headers = ask(server, method, path, Origin=origin, Authorization=f"Bearer {key}")
+                assert status == wanted
+                assert (headers["access-control-allow-origin"], headers["vary"]) == (origin, "Origin")
+        for method in ("OPTIONS", "GET"):
+            status, headers = ask(server, method, "/v1/models", Origin="https://evil.example", **wish)
+            assert status in (403, 405) and "access-control-allow-origin" not in headers
+        assert "access-control-allow-origin" not in ask(server, "GET", "/health", Origin="https://friend.example")[1]
+
+    with_server(test, access=access)
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")

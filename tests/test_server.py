@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -25,10 +26,13 @@ from websockets.typing import Subprotocol
 
 from core.audio import Samples, encode_pcm16
 from streamer.auth import Access, choose_subprotocol
-from streamer.hub import Limits
+from streamer.dialect import Dialect
+from streamer.hub import Busy, Limits
+from streamer.protocols.openai_realtime import Realtime
+from streamer.protocols.vosk import Vosk
 from streamer.recognizer import Recognizer
-from streamer.serve import ServerError, check_exposure, check_origins, gather_keys, listen
-from streamer.session import SessionLimits
+from streamer.serve import ServerError, check_exposure, gather_hosts, gather_keys, gather_origins, listen
+from streamer.session import Session, SessionLimits
 
 START = '{"type": "start"}'
 SPEECH = encode_pcm16(plant("HELLO WORLD~~"))
@@ -177,6 +181,10 @@ def test_keys_in_every_carrier() -> None:
         ("http://[", "127.0.0.1:8000", True, False),
         ("http://evil.example", "evil.example", True, False),  # rebinding
         ("https://asr.example", "asr.example", False, True),
+        ("https://asr.example", "ASR.example:443", False, True),
+        ("https://asr.example:443", "asr.example", False, True),
+        ("https://asr.example", "asr.example:80", False, False),
+        ("https://friend.example:443", "asr.example", False, True),
         ("https://evil.example", "asr.example", False, False),
         ("https://friend.example", "asr.example", False, True),
         (None, None, True, False),
@@ -252,6 +260,26 @@ def test_idle_and_silent_clients_are_let_go() -> None:
     run(test())
 
 
+def test_clients_of_vosk_and_realtime_may_be_silent_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    for session in (Session, Dialect):
+        monkeypatch.setattr(session, "idle_s", 0.01)
+
+    async def test() -> None:
+        async with serving() as server, connect(f"ws://127.0.0.1:{server.port}/") as vosk:
+            async with connect(f"ws://127.0.0.1:{server.port}/v1/realtime") as realtime:
+                await realtime.recv()
+                async with connect(server.url) as native:
+                    await native.send(START)
+                    assert [m["type"] for m in await messages(native)] == ["ready", "error", "end"]
+                await vosk.send('{"eof" : 1}')
+                assert json.loads(await vosk.recv()) == {"text": ""}
+                await realtime.send("no json")
+                assert json.loads(await realtime.recv())["error"]["code"] == "invalid_json"
+
+    run(test())
+    assert Vosk.idle_s == Realtime.idle_s == 3600.0
+
+
 def test_messages_are_bounded() -> None:
     async def test() -> None:
         async with serving(limits=Limits(message_bytes=1000)) as server, connect(server.url) as connection:
@@ -285,6 +313,55 @@ def test_one_broken_session_leaves_the_others_alone(caplog: pytest.LogCaptureFix
             assert await good == [["HELLO WORLD"]] * 3
 
     run(test())
+
+
+def test_a_connection_that_breaks_gives_its_place_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(self: Session, data: bytes) -> list[Any]:
+        raise KeyError("secret detail")
+
+    async def test() -> None:
+        async with serving(limits=Limits(sessions=1)) as server:
+            with monkeypatch.context() as patch:
+                patch.setattr(Session, "receive_bytes", broken)
+                async with connect(server.url) as connection:
+                    await connection.send(START)
+                    await connection.send(SPEECH)
+                    await messages(connection)
+                    assert (connection.close_code, connection.close_reason) == (1011, "internal")
+            assert not server.hub.live
+            assert await transcribe(server) == ["HELLO WORLD"]
+
+    run(test())
+    assert "secret detail" in caplog.text
+
+
+def test_a_session_that_breaks_at_shutdown_leaves_the_others_their_last_words(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(self: Vosk) -> list[Any]:
+        raise KeyError("secret detail")
+
+    monkeypatch.setattr(Vosk, "shut_down", broken)
+
+    async def test() -> None:
+        async with serving() as server, connect(f"ws://127.0.0.1:{server.port}/") as other:
+            await other.send(bytes(1000))
+            await other.recv()
+            async with connect(server.url) as connection:
+                await connection.send('{"type": "start", "acks": true}')
+                await connection.send(SPEECH)
+                while "ack" not in str(await connection.recv()):
+                    pass
+                server.server.should_exit = True
+                said = await messages(connection)
+                assert "HELLO WORLD" in [m.get("text") for m in said] and said[-1]["type"] == "end"
+            await messages(other)
+            assert other.close_code == 1011
+
+    run(test())
+    assert "secret detail" in caplog.text
 
 
 def test_abrupt_clients_and_slow_readers() -> None:
@@ -340,10 +417,26 @@ def test_keys_come_from_three_places(tmp_path: Path) -> None:
 
 
 def test_origins_are_checked_before_the_server_starts() -> None:
-    check_origins(["https://example.org", "http://localhost:3000"])
-    for wrong in ("example.org", "https://example.org/", "*", "https://*.example.org", "ws://example.org"):
+    given = ["HTTPS://Example.org:443", "http://localhost:3000", "http://[::1]:80"]
+    assert gather_origins(given) == ("https://example.org", "http://localhost:3000", "http://[::1]")
+    for wrong in (
+        "example.org",
+        "https://example.org/",
+        "https://example.org:x",
+        "https://a@example.org",
+        "*",
+        "https://*.example.org",
+        "ws://example.org",
+    ):
         with pytest.raises(ServerError, match="must be like https://example.org"):
-            check_origins([wrong])
+            gather_origins([wrong])
+
+
+def test_hosts_are_checked_before_the_server_starts() -> None:
+    assert gather_hosts(["ASR.Example", "[FD00::1]", "10.0.0.7"]) == ("asr.example", "fd00::1", "10.0.0.7")
+    for wrong in ("asr.example:8000", "[fd00::1]:80", "http://asr.example", "*", ""):
+        with pytest.raises(ServerError, match="must be a name without a port, like asr.example.org"):
+            gather_hosts([wrong])
 
 
 async def raw(server: Serving, data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -586,10 +679,18 @@ def test_a_port_that_is_taken() -> None:
         listen("127.0.0.1", listener.getsockname()[1])
 
 
-def test_sigterm_drains_and_returns_zero(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """`run_server` in the main thread, stopped by a real signal while a session waits."""
-    import threading
+def server_arguments(port: int) -> Namespace:
+    """Of `streamer serve`."""
+    args = {"host": "127.0.0.1", "port": port, "api_key": [], "tls_cert": None, "tls_key": None, "max_sessions": 4}
+    args |= {"allow_public": False, "model": ["x"], "device": "cpu", "dtype": "auto", "threads": None}
+    args |= {"lm": "none", "hotwords": None}
+    args |= {"api_key_file": None, "allow_origin": [], "allow_host": [], "sessions_per_client": None}
+    args |= {"resume_seconds": 30.0, "no_load_limit": False, "wyoming_port": None, "refresh_ms": None}
+    return Namespace(**args, latency="balanced")
 
+
+def planted_server(monkeypatch: pytest.MonkeyPatch) -> int:
+    """`run_server` will have the planted model; its port."""
     from streamer import serve as module
 
     class Loaded:
@@ -597,8 +698,55 @@ def test_sigterm_drains_and_returns_zero(monkeypatch: pytest.MonkeyPatch, capsys
 
     monkeypatch.setattr(module, "Recognizer", Loaded)
     listener = listen("127.0.0.1", 0)
-    port = listener.getsockname()[1]
     monkeypatch.setattr(module, "listen", lambda host, port: listener)
+    return int(listener.getsockname()[1])
+
+
+def test_a_server_whose_recogniser_has_stopped_takes_nobody_and_ends(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from streamer import serve as module
+    from streamer.metrics import Metrics
+
+    def broken(self: Metrics, report: Any) -> None:
+        raise KeyError("secret detail")
+
+    monkeypatch.setattr(Metrics, "on_step", broken)
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    port = planted_server(monkeypatch)
+    results: list[str] = []
+
+    async def client() -> None:
+        async with connect(f"ws://127.0.0.1:{port}/v1/stream") as connection:
+            await connection.send(START)
+            await connection.send(SPEECH)
+            results.extend(m["code"] for m in await messages(connection) if m["type"] == "error")
+
+    thread = threading.Thread(target=lambda: asyncio.run(asyncio.wait_for(client(), 20)))
+    thread.start()
+    with pytest.raises(ServerError, match="the recogniser has stopped"):
+        module.run_server(server_arguments(port))
+    thread.join()
+    assert results == ["internal"]
+    assert "secret detail" in caplog.text
+
+
+def test_a_stopped_recogniser_has_no_room() -> None:
+    async def test() -> None:
+        async with serving() as server:
+            server.hub.check_room("")
+            server.hub.scheduler.is_closing = True
+            with pytest.raises(Busy, match="the recogniser has stopped"):
+                server.hub.check_room("")
+
+    run(test())
+
+
+def test_sigterm_drains_and_returns_zero(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """`run_server` in the main thread, stopped by a real signal while a session waits."""
+    from streamer import serve as module
+
+    port = planted_server(monkeypatch)
     results: list[list[dict[str, Any]]] = []
 
     async def client() -> None:
@@ -614,12 +762,7 @@ def test_sigterm_drains_and_returns_zero(monkeypatch: pytest.MonkeyPatch, capsys
 
     thread = threading.Thread(target=lambda: asyncio.run(asyncio.wait_for(client(), 20)))
     thread.start()
-    args = {"host": "127.0.0.1", "port": port, "api_key": [], "tls_cert": None, "tls_key": None, "max_sessions": 4}
-    args |= {"allow_public": False, "model": ["x"], "device": "cpu", "dtype": "auto", "threads": None}
-    args |= {"lm": "none", "hotwords": None}
-    args |= {"api_key_file": None, "allow_origin": [], "allow_host": [], "sessions_per_client": None}
-    args |= {"resume_seconds": 30.0, "no_load_limit": False, "wyoming_port": None, "refresh_ms": None}
-    assert module.run_server(Namespace(**args, latency="balanced")) == 0
+    assert module.run_server(server_arguments(port)) == 0
     thread.join()
     (all_of_it,) = results
     assert [m["text"] for m in all_of_it if m["type"] == "final"] == ["HELLO WORLD"]

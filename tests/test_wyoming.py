@@ -5,17 +5,19 @@ import contextlib
 import json
 import warnings
 from collections.abc import AsyncIterator, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from planted import plant
+from planted import PlantedModel, plant
 from serving import Serving, serving
 
 from core.audio import encode_pcm16
 from streamer.auth import Access
 from streamer.hub import Limits
-from streamer.protocols.wyoming import FramingError, Reader, Told, to_int16
+from streamer.models import language_of
+from streamer.protocols.wyoming import FramingError, Reader, Told, Wyoming, to_int16
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it imports audioop
@@ -87,6 +89,36 @@ def test_set_up() -> None:
     run(test())
 
 
+def test_models_are_offered_for_their_languages() -> None:
+    async def test() -> None:
+        german = PlantedModel(name="someone/wav2vec2-large-xlsr-53-german")
+        french = PlantedModel(name="./mine", config=SimpleNamespace(extra={"language": "fr"}))
+        async with serving(others=[german, french]) as server, connected(server) as client:
+            await client.write_event(Describe().event())
+            info = Info.from_event((await until(client, "info"))[-1])
+            assert [model.languages for model in info.asr[0].models] == [["en"], ["de"], ["fr"]]
+            await client.write_event(Transcribe(name=german.name).event())
+            await client.write_event(AudioStop().event())
+            assert Transcript.from_event((await until(client, "transcript"))[-1]).language == "de"
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "language"),
+    [
+        ("streamer-en", {}, "en"),
+        ("facebook/wav2vec2-base-960h", {}, "en"),
+        ("a/wav2vec2-xlsr-sv", {}, "sv"),
+        ("a/wav2vec2-german", {"language": "Dutch"}, "nl"),
+        ("a/b", {"language": "cy"}, "cy"),
+        ("a/b", {"language": None}, "en"),
+    ],
+)
+def test_languages_of_models(name: str, extra: dict[str, object], language: str) -> None:
+    assert language_of(name, extra) == language
+
+
 def test_utterances_of_one_connection() -> None:
     async def test() -> None:
         async with serving(access=Access(("secret",))) as server, connected(server) as client:
@@ -149,6 +181,42 @@ def test_what_is_wrong_is_told_and_ends_the_connection(sent: bytes) -> None:
                 assert await text(client) == "HELLO WORLD GOOD DAY"
 
     run(test())
+
+
+def test_half_a_surrogate_pair_amid_an_utterance() -> None:
+    async def test() -> None:
+        async with serving() as server, connected(server) as client:
+            await client.write_event(AudioStart(**FORMAT).event())
+            await client.write_event(AudioChunk(audio=SPEECH, **FORMAT).event())
+            client._writer.write(b'{"type": "transcribe", "data": {"language": "e\\ud83d"}}\n')  # type: ignore[union-attr]
+            await client.write_event(AudioStop().event())
+            transcript = Transcript.from_event((await until(client, "transcript"))[-1])
+            assert (transcript.text, transcript.language) == ("HELLO WORLD GOOD DAY", "e\ud83d")
+
+    run(test())
+
+
+def test_what_cannot_be_told_ends_the_connection(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(self: Wyoming) -> None:
+        raise KeyError("secret detail")
+
+    async def test() -> None:
+        async with serving(limits=Limits(sessions=1)) as server:
+            with monkeypatch.context() as patch:
+                patch.setattr(Wyoming, "conclude", broken)
+                async with connected(server) as client:
+                    await client.write_event(AudioStart(**FORMAT).event())
+                    await client.write_event(AudioStop().event())
+                    (*_, error) = await until(client, "error")
+                    assert error.data["code"] == "internal"
+                    assert await client.read_event() is None
+            async with connected(server) as client:
+                assert await text(client) == "HELLO WORLD GOOD DAY"
+
+    run(test())
+    assert "secret detail" in caplog.text
 
 
 def test_no_room_and_early_close() -> None:

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from clients.container import can_decode
 from core.audio import HOP, SAMPLE_RATE
 from core.beam import HOTWORD_WEIGHT
 from core.stream import StreamConfig
@@ -83,6 +84,9 @@ def parse(query: Iterable[tuple[str, str]], defaults: Start, models: Sequence[st
         raise QueryError(f"encoding must be one of {served}, or absent for containers. Found: {shown(encoding)}")
     if not is_container and "sample_rate" not in given:
         raise QueryError(f"sample_rate is missing; encoding {encoding} needs it")
+    if is_container and not can_decode():
+        raw = "send encoding=linear16&sample_rate=..., or install streamer[media]"
+        raise QueryError(f"this server reads no containers; {raw}")
     splits = flag(given, "multichannel")
     channels = 1 if is_container else integer(given, "channels", 1, 1, MAX_CHANNELS)
     endpoint_ms, ends_by_silence = pause(given, defaults.endpoint_ms)

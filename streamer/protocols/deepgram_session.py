@@ -11,6 +11,7 @@ import json
 import logging
 from collections import deque
 from dataclasses import dataclass
+from typing import ClassVar
 
 from clients.container import ContainerReader
 from clients.file import AudioError
@@ -46,9 +47,10 @@ class Deepgram(Dialect):
         created: when it began, as ISO 8601.
     """
 
+    idle_s: ClassVar[float] = deepgram.IDLE_S
+
     def __init__(self, session_id: str, listen: Listen, created: str, limits: SessionLimits | None = None) -> None:
         super().__init__(session_id, limits)
-        self.idle_s = deepgram.IDLE_S
         self.listen = listen
         self.created = created
         self.channels = [Channel() for _ in range(listen.start.n_streams)]

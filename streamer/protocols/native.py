@@ -176,6 +176,11 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def to_json(message: object) -> str:
+    """A message as text. Half a surrogate pair, which JSON can name and UTF-8 cannot write, stays an escape."""
+    return json.dumps(message, ensure_ascii=False).encode(errors="backslashreplace").decode()
+
+
 def _integer(options: Mapping[str, object], name: str, default: int, least: int, most: int) -> int:
     value = options.get(name, default)
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:

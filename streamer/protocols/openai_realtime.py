@@ -21,7 +21,7 @@ from streamer.job import Command, Item, Opening
 from streamer.protocols.native import Message, Start, shown
 from streamer.protocols.openai_rest import Deltas
 from streamer.protocols.openai_settings import Settings, SettingsError
-from streamer.session import POLICY, SessionLimits
+from streamer.session import LONG_IDLE_S, POLICY, SessionLimits
 
 LEAST_COMMIT_MS = 100
 UPDATES = {"session.update": False, "transcription_session.update": True}  # whether it is the beta dialect
@@ -36,6 +36,8 @@ class Turn:
     is_started: bool = False  # `speech_started` has been said
     is_cleared: bool = False  # the client wants nothing of it
     is_awaited: bool = False  # the client has committed it, and will hear `committed` with its last word
+    is_announced: bool = False  # `committed` has been said
+    end_s: float = 0.0  # of the session, once it is known
 
 
 class Realtime(Dialect):
@@ -47,6 +49,7 @@ class Realtime(Dialect):
     """
 
     takes_pieces = False
+    idle_s = LONG_IDLE_S  # as long as one of the service's sessions may be
 
     def __init__(
         self,
@@ -64,7 +67,7 @@ class Realtime(Dialect):
         self.settings = Settings(model=model)
         self.n_events = self.n_items = 0
         self.committed_s = 0.0  # audio up to the last commit or clear
-        self.told_s = 0.0  # audio that has been accounted for
+        self.told_s = 0.0  # end of the last item
         self.last_item: str | None = None  # the last that was committed
         self.turns = deque([self.new_turn()])  # the oldest first; flushes that wait part them
         self.is_changing = False  # the stream ends, to begin anew with other settings
@@ -144,7 +147,7 @@ class Realtime(Dialect):
         self.committed_s = self.accepted_s
         if self.decoder is None:
             return []
-        self.turns[-1].is_cleared = is_cleared
+        self.turns[-1].is_cleared, self.turns[-1].end_s = is_cleared, self.accepted_s
         self.turns.append(self.new_turn())
         return [Command.FLUSH]
 
@@ -176,30 +179,41 @@ class Realtime(Dialect):
         turn = self.turns[0]
         if turn.is_cleared:
             return
-        if self.settings.finds_turns and not turn.is_started:
+        # What was committed before turn detection was switched on is no item of its own finding.
+        is_found = self.settings.finds_turns and not turn.is_announced
+        if is_found and not turn.is_started:
             turn.is_started = True
             start_ms = self.ms(event.words[0].start_s) - self.settings.padding_ms
             self.tell("input_audio_buffer.speech_started", audio_start_ms=max(0, start_ms), item_id=turn.item_id)
         if delta := turn.deltas.add(event):
             self.tell(f"{TRANSCRIPTION}.delta", item_id=turn.item_id, content_index=0, delta=delta)
-        if event.is_final and self.settings.finds_turns:
+        if event.is_final and is_found:
             self.tell("input_audio_buffer.speech_stopped", audio_end_ms=self.ms(event.end_s), item_id=turn.item_id)
+            turn.end_s = self.before_s + event.end_s
             self.announce(turn)
             self.complete(turn)
             # Its place is kept: a commit that waits is answered by it.
             self.turns[0] = self.new_turn()
-            self.committed_s = max(self.committed_s, self.before_s + event.end_s)
+            self.committed_s = max(self.committed_s, turn.end_s)
 
     def on_flushed(self) -> list[Item]:
         turn = self.turns.popleft()
         if turn.is_awaited:  # and nothing was said
             self.announce(turn)
-        if turn.is_awaited or not (turn.is_cleared or self.settings.finds_turns):
+        if turn.is_announced:
             self.complete(turn)
+        elif turn.is_cleared:
+            self.told_s = max(self.told_s, turn.end_s)
         return []
 
+    def finish(self) -> list[Item]:
+        if self.is_changing and not self.is_ended:  # the tail is on its way, and no other stream follows it
+            self.is_ended = True
+            return []
+        return super().finish()
+
     def on_finished(self) -> list[Item]:
-        if self.is_changing:
+        if self.is_changing and not self.is_ended:
             self.is_changing = False
             for turn in self.turns:
                 turn.deltas.begin()
@@ -247,6 +261,7 @@ class Realtime(Dialect):
 
     def announce(self, turn: Turn) -> None:
         """The audio of a turn is complete."""
+        turn.is_announced = True
         before, self.last_item = self.last_item, turn.item_id
         self.tell("input_audio_buffer.committed", item_id=turn.item_id, previous_item_id=before)
         content: list[Message] = [{"type": "input_audio", "transcript": None}]
@@ -262,14 +277,15 @@ class Realtime(Dialect):
             self.tell(f"conversation.item.{kind}", previous_item_id=before, item=item)
 
     def complete(self, turn: Turn) -> None:
+        """An item holds what came since the one before."""
         self.tell(
             f"{TRANSCRIPTION}.completed",
             item_id=turn.item_id,
             content_index=0,
             transcript=turn.deltas.text,
-            usage={"type": "duration", "seconds": round(self.accepted_s - self.told_s, 3)},
+            usage={"type": "duration", "seconds": round(max(0.0, turn.end_s - self.told_s), 3)},
         )
-        self.told_s = self.accepted_s
+        self.told_s = max(self.told_s, turn.end_s)
 
     def shown_session(self) -> Message:
         return self.settings.shown(f"sess_{self.session_id[:16]}", self.is_beta)

@@ -21,7 +21,7 @@ from streamer.hotwords import LETTERS, MOST, HotWords, bounded
 from streamer.intake import Intake
 from streamer.job import Command, Item, Opening
 from streamer.protocols.native import SAMPLE_RATES, Message, Start, shown
-from streamer.session import POLICY, SessionLimits
+from streamer.session import LONG_IDLE_S, POLICY, SessionLimits
 
 SAMPLE_RATE = 8000  # of clients that send no config
 BAD_DATA = 1007  # websocket close code
@@ -36,6 +36,7 @@ class Vosk(Dialect):
     """
 
     takes_pieces: ClassVar[bool] = False  # a message is a reply
+    idle_s: ClassVar[float] = LONG_IDLE_S
 
     def __init__(
         self, session_id: str, defaults: Start, models: Sequence[str] = (), limits: SessionLimits | None = None

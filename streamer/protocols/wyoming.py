@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,7 +21,7 @@ from streamer.dialect import Dialect
 from streamer.hotwords import LETTERS, MOST, HotWords, bounded
 from streamer.intake import Intake
 from streamer.job import Item, Opening
-from streamer.protocols.native import Message, Start, shown
+from streamer.protocols.native import Message, Start, shown, to_json
 from streamer.session import INTERNAL, POLICY, TRY_LATER, SessionLimits
 
 VERSION = "1.10.2"  # of the protocol
@@ -29,7 +29,7 @@ LINE_BYTES = 1 << 16  # that the reference reader takes at most
 DATA_BYTES, PAYLOAD_BYTES = 1 << 20, 1 << 22
 RATES, WIDTHS, CHANNELS = (4_000, 192_000), (1, 4), (1, 8)  # least and most: Hz, bytes a sample, channels
 ATTRIBUTION = {"name": "streamer", "url": "https://github.com/rhasspy/wyoming"}
-LANGUAGE = "en"
+LANGUAGE = "en"  # of models whose own is not known
 
 
 class FramingError(Exception):
@@ -45,7 +45,7 @@ class Told:
     payload: bytes = b""
 
     def encode(self) -> bytes:
-        data = json.dumps(self.data, ensure_ascii=False).encode()
+        data = to_json(self.data).encode()
         header: Message = {"type": self.kind, "version": VERSION, "data_length": len(data)}
         if self.payload:
             header["payload_length"] = len(self.payload)
@@ -107,8 +107,12 @@ def length(header: Mapping[str, object], name: str, most: int) -> int:
     return value
 
 
-def info(models: Sequence[str]) -> Message:
-    """What this service offers. Clients fail where one of these fields is missing."""
+def info(models: Mapping[str, str]) -> Message:
+    """What this service offers. Clients fail where a field is missing, and offer no model without a language.
+
+    Args:
+        models: with the language of each.
+    """
     listed = [
         {
             "name": model,
@@ -116,9 +120,9 @@ def info(models: Sequence[str]) -> Message:
             "installed": True,
             "description": model,
             "version": __version__,
-            "languages": [LANGUAGE],
+            "languages": [language],
         }
-        for model in models
+        for model, language in models.items()
     ]
     program = {
         "name": "streamer",
@@ -138,19 +142,23 @@ class Wyoming(Dialect):
 
     Args:
         defaults: latency, endpoint and model.
-        models: that `transcribe` may name; any other name means the default.
+        models: that `transcribe` may name, with their languages; any other name means the default.
     """
 
     def __init__(
-        self, session_id: str, defaults: Start, models: Sequence[str] = (), limits: SessionLimits | None = None
+        self,
+        session_id: str,
+        defaults: Start,
+        models: Mapping[str, str] | None = None,
+        limits: SessionLimits | None = None,
     ) -> None:
         super().__init__(session_id, limits)
         self.defaults = defaults
         self.start = defaults
-        self.models = models or (defaults.model,)
+        self.models = models or {defaults.model: LANGUAGE}
         self.reader = Reader()
         self.waiting: deque[Told] = deque()  # for the end of the utterance before
-        self.language = LANGUAGE
+        self.language = self.models.get(defaults.model, LANGUAGE)
         self.width = 0  # bytes a sample; 0 outside an utterance
         self.is_finishing = False  # an utterance waits for its last words
         self.texts: list[str] = []  # of its segments
@@ -195,9 +203,9 @@ class Wyoming(Dialect):
             self.tell("pong", {"text": event.data.get("text")})
         elif event.kind == "transcribe":
             language, name = event.data.get("language"), event.data.get("name")
-            self.language = language if isinstance(language, str) else LANGUAGE
             named = isinstance(name, str) and name in self.models
             model = str(name) if named else self.defaults.model
+            self.language = language if isinstance(language, str) else self.models.get(model, LANGUAGE)
             self.start = replace(self.defaults, model=model, hotwords=biasing(event.data))
 
     def begin_utterance(self, audio: Mapping[str, object]) -> None:

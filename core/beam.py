@@ -32,9 +32,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "language_model"
 ARPA = (".arpa", ".arpa.gz")
 FILES = (*ARPA, ".bin", ".binary", ".klm", ".kenlm")
-LEAST_HOT = (
-    -6.0
-)  # log-probability that a letter has, as in `Search`, with hot words: none may come of what was not heard
+LEAST_HOT = -6.0  # `Search.least` with hot words, at least: none may come of letters that were not heard
 NEVER = -1e4  # log-probability
 HOTWORD_WEIGHT = 8.0  # natural logarithm
 
@@ -45,12 +43,17 @@ class LanguageModelError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class LanguageModel:
-    """A file and how much its word counts for. The score of a text is acoustic + `alpha` * model + `beta` a word."""
+    """A file and how much its word counts for.
+
+    The score of a text is that of its frames, whose probabilities are to the power of `acoustic`, + `alpha` * model +
+    `beta` a word. Networks are surer than they are right: below 1 the model of the language can mend more.
+    """
 
     path: Path
     words: tuple[str, ...] | None = None  # None: not known, so that any spelling is as good as a word
     alpha: float = 0.6
     beta: float = 1.5
+    acoustic: float = 1.0
     unknown: float = -10.0  # for a word that the model does not have
     score_boundary: bool = True  # whether sentence ends are scored
 
@@ -88,14 +91,15 @@ class Search:
     least: float  # log-probability below which a token is not tried
 
 
-WHOLE, DRAFT = Search(150, 16, -8), Search(50, 10, -6)  # partials are decoded again and again: a third of the time
+WHOLE, DRAFT = Search(150, 20, -10), Search(75, 12, -7)  # a third of the time: partials are decoded often
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
     """The settings in the names of this module; what is not given keeps its default."""
     if not path.is_file():
         return {}
-    names = {"alpha": "alpha", "beta": "beta", "unk_score_offset": "unknown", "score_boundary": "score_boundary"}
+    own = ("alpha", "beta", "acoustic", "score_boundary")
+    names = {**{name: name for name in own}, "unk_score_offset": "unknown"}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return {ours: found[theirs] for theirs, ours in names.items() if theirs in found}
@@ -217,19 +221,21 @@ class BeamDecoder:
         rows = np.pad(np.asarray(log_probs, np.float32), ((0, 1), (0, 0)), constant_values=NEVER)
         rows[-1, self.alphabet.delimiter] = 0
         rows[:, list(self.alphabet.special)] = NEVER
+        power = 1.0 if self.language_model is None else self.language_model.acoustic
         weight = max(self.weights.values(), default=0.0)
+        least = max(self.search.least, LEAST_HOT) if self.hotwords else self.search.least
         beams = self.engine.decode_beams(
-            rows,
+            power * rows,
             beam_width=self.search.width,
             # The letters of a hot word count before it is whole, or turns out to be another.
-            beam_prune_logp=-self.search.pruned - weight,
-            token_min_logp=max(self.search.least, LEAST_HOT) if self.hotwords else self.search.least,
+            beam_prune_logp=-power * (self.search.pruned + weight),
+            token_min_logp=power * least,
             prune_history=not self.hotwords,
             hotwords=list(self.hotwords),
-            hotword_weight=weight,
+            hotword_weight=power * weight,
         )
         # The library knows one weight: what it gave too much to lesser words is taken back here.
-        texts = [(beam[4] - self.excess(beam[0], weight), beam[0]) for beam in beams]
+        texts = [(beam[4] - power * self.excess(beam[0], weight), beam[0]) for beam in beams]
         text = max(texts)[1] if texts else ""
         return align_words(rows[:-1], start_frame, text, self.alphabet)
 

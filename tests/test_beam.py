@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import ASSETS
 from planted import ALPHABET, TOKENS, PlantedModel, plant
 
 from core.beam import DRAFT, FOLDER, BeamDecoder, LanguageModel, LanguageModelError, make_decoder, parse_hotwords
@@ -73,6 +74,13 @@ def test_settings_come_from_attrs_and_words_from_the_arpa(folder: Path) -> None:
     assert (model.alpha, model.beta, model.unknown, model.score_boundary) == (0.7, 1.0, -5.0, True)
     assert model.words is not None and set(model.words) == set(" ".join(TEXT).split())
     assert LanguageModel.of_checkpoint(folder) is None
+
+
+def test_frames_that_count_for_more_are_mended_less(folder: Path) -> None:
+    rows, model = frames("THE CAT SET ON THE MAT", {9: "A"}), LanguageModel.load(folder)
+    said_at = {power: said(BeamDecoder(ALPHABET, replace(model, acoustic=power)), rows) for power in (0.5, 1, 60)}
+    assert said_at == {0.5: "THE CAT SAT ON THE MAT", 1: "THE CAT SAT ON THE MAT", 60: "THE CAT SET ON THE MAT"}
+    assert model.acoustic == 1 and LanguageModel.load(ASSETS / "streamer-en" / FOLDER).acoustic == 0.6
 
 
 def test_a_language_model_that_cannot_be_used_is_told_of(

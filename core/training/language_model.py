@@ -61,6 +61,7 @@ def build_language_model(
     attributes = {
         "alpha": settings.alpha,
         "beta": settings.beta,
+        "acoustic": settings.acoustic,
         "unk_score_offset": settings.unknown,
         "score_boundary": settings.score_boundary,
     }

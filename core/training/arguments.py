@@ -186,8 +186,8 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--words", action="append", type=Path, default=[], metavar="LIST", help="words to know besides, one a line"
     )
-    for name, default in (("alpha", DEFAULTS.alpha), ("beta", DEFAULTS.beta)):
-        command.add_argument(f"--{name}", type=float, default=default, help="default: %(default)s")
+    for name in ("alpha", "beta", "acoustic"):
+        command.add_argument(f"--{name}", type=float, default=getattr(DEFAULTS, name), help="default: %(default)s")
     command.add_argument("--unknown", type=float, default=DEFAULTS.unknown, help="for a new word; default: %(default)s")
 
     command = commands.add_parser("plot", help="learning curves of logs (needs matplotlib)")

@@ -257,7 +257,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
 
 def run_lm(args: argparse.Namespace) -> int:
-    settings = LanguageModel(args.output, alpha=args.alpha, beta=args.beta, unknown=args.unknown)
+    settings = LanguageModel(args.output, None, args.alpha, args.beta, args.acoustic, args.unknown)
     model = build_language_model(args.text, args.output, args.least, settings, args.words)
     sizes = ", ".join(f"{len(level)} {n}-grams" for n, level in enumerate(model.log_probs, 1))
     print(f"{sizes} in {args.output}")

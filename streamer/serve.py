@@ -27,7 +27,8 @@ from core.engine import Engine
 from core.stream import StreamConfig
 from streamer.auth import Access, is_loopback_name, plain_host, plain_origin
 from streamer.http import http_protocol, websocket_protocol
-from streamer.hub import Hub, Limits
+from streamer.hub import Hub
+from streamer.limits import Limits
 from streamer.protocols.native import ProtocolError, Start, parse_start
 from streamer.recognizer import Recognizer, read_hotwords
 from streamer.server import create_app

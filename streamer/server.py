@@ -27,8 +27,9 @@ from core.engine import Engine
 from streamer.auth import Access, carried_keys, choose_subprotocol
 from streamer.cors import Cors
 from streamer.dialect import Conversation
-from streamer.hub import Busy, Hub, Limits, close
+from streamer.hub import Busy, Hub, close
 from streamer.job import Opening
+from streamer.limits import Limits
 from streamer.metrics import Metrics
 from streamer.models import language_of
 from streamer.protocols import deepgram, native

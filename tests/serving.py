@@ -13,7 +13,8 @@ from planted import PlantedModel
 from core.decoder import Decode
 from core.engine import Engine
 from streamer.auth import Access
-from streamer.hub import Hub, Limits
+from streamer.hub import Hub
+from streamer.limits import Limits
 from streamer.serve import Server, listen, make_server
 from streamer.server import create_app
 

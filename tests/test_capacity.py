@@ -22,7 +22,7 @@ from core.acoustic import AcousticModel
 from core.audio import HOP, Samples, encode_pcm16
 from streamer.bench.capacity import HEADER, Level, Server, ramp, read_speech, row
 from streamer.bench.sizes import CONFIGS, save_random
-from streamer.hub import Limits
+from streamer.limits import Limits
 
 SPEECH = encode_pcm16(plant("HELLO WORLD~~" * 3)[:-80])
 

@@ -19,8 +19,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from core.audio import encode_pcm16
 from core.transcript import Transcript, Word
 from streamer.auth import Access
-from streamer.hub import Limits
 from streamer.job import Command, Finished, Flushed, Progress
+from streamer.limits import Limits
 from streamer.protocols.deepgram import QueryError, parse
 from streamer.protocols.deepgram_session import Deepgram
 from streamer.protocols.native import Start

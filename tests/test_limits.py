@@ -18,7 +18,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from core.audio import encode_pcm16
-from streamer.hub import PIECE, Limits, frames_of
+from streamer.hub import PIECE, frames_of
+from streamer.limits import Limits
 
 SPEECH = encode_pcm16(plant("HELLO WORLD~~")[:-80])
 UPGRADE = b"GET /v1/stream?latency=low HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"

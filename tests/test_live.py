@@ -26,7 +26,7 @@ from core.audio import HOP
 from core.captions import to_text
 from streamer.cli import main
 from streamer.connect import RemoteStream
-from streamer.hub import Limits
+from streamer.limits import Limits
 from streamer.live import LiveSession
 from streamer.recognizer import Recognizer
 from streamer.transcribe import LocalStream

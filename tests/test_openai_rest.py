@@ -24,7 +24,7 @@ from clients.file import Source
 from core.audio import SAMPLE_RATE, Samples
 from core.transcript import Transcript, Word
 from streamer.auth import Access
-from streamer.hub import Limits
+from streamer.limits import Limits
 from streamer.protocols.openai_rest import Deltas, FormError, parse
 from streamer.recognizer import Recognizer
 

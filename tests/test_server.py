@@ -27,7 +27,8 @@ from websockets.typing import Subprotocol
 from core.audio import Samples, encode_pcm16
 from streamer.auth import Access, choose_subprotocol
 from streamer.dialect import Dialect
-from streamer.hub import Busy, Limits
+from streamer.hub import Busy
+from streamer.limits import Limits
 from streamer.protocols.openai_realtime import Realtime
 from streamer.protocols.vosk import Vosk
 from streamer.recognizer import Recognizer

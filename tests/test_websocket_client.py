@@ -17,7 +17,7 @@ from core.audio import encode_pcm16
 from streamer.auth import Access
 from streamer.cli import main
 from streamer.connect import run_connect
-from streamer.hub import Limits
+from streamer.limits import Limits
 from streamer.session import SessionLimits
 
 TEXTS = ["ONE TWO", "THREE", "FOUR FIVE", "SIX"]

@@ -15,7 +15,7 @@ from serving import Serving, serving
 
 from core.audio import encode_pcm16
 from streamer.auth import Access
-from streamer.hub import Limits
+from streamer.limits import Limits
 from streamer.models import language_of
 from streamer.protocols.wyoming import FramingError, Reader, Told, Wyoming, to_int16
 

@@ -91,7 +91,7 @@ class Search:
     least: float  # log-probability below which a token is not tried
 
 
-WHOLE, DRAFT = Search(150, 20, -10), Search(75, 12, -7)  # a third of the time: partials are decoded often
+WHOLE, DRAFT = Search(150, 16, -8), Search(75, 12, -7)  # partials are decoded often
 
 
 def read_attributes(path: Path) -> dict[str, Any]:

@@ -100,6 +100,17 @@ def test_a_played_file_waits_while_it_is_paused() -> None:
     assert session.timeline.audio_s == len(SPEECH) / 16_000 and took_s > len(SPEECH) / 16_000 + 0.7
 
 
+def test_a_file_of_short_blocks_is_played_without_holes() -> None:
+    """As they come from an MP4: the loudspeaker takes 50 ms for each packet, however short."""
+    samples = np.arange(3710, dtype=np.float32)
+    heard = []
+    with PlayedFile("short", iter(samples.reshape(10, 371)), is_audible=False) as played:
+        while not played.has_ended:
+            heard.append(played.read().samples)
+    assert [len(packet) for packet in heard if len(packet)] == [800] * 4 + [510]
+    assert np.concatenate(heard).tolist() == samples.tolist()
+
+
 @pytest.fixture
 def closed() -> Iterator[Output]:
     """A terminal whose window has been closed."""

@@ -148,7 +148,7 @@ class SteadyMicrophone:
         return Heard(NOTHING.samples, round(time.monotonic() - since, 3), reason)
 
     def switch(self) -> str:
-        since = time.monotonic()
+        since = time.monotonic() if self._microphone else self._missed_from
         self._close()
         for key in self._others():
             with contextlib.suppress(MicrophoneError):

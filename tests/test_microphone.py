@@ -301,6 +301,17 @@ def test_overruns_are_counted_and_told_at_their_place() -> None:
         microphone.read()
 
 
+def test_a_loss_at_the_end_is_told() -> None:
+    microphone = Blocks()
+    microphone._errors, microphone._stream = OSError, SimpleNamespace(stop=lambda: None)
+    n = SAMPLE_RATE * BLOCK_MS // 1000
+    for _ in range(QUEUE_SECONDS * 1000 // BLOCK_MS + 3):
+        microphone._take(np.zeros((n, 1), np.float32), n, None, SimpleNamespace(input_overflow=False))
+    rest = microphone.finish()
+    assert sum(len(heard.samples) for heard in rest) == QUEUE_SECONDS * SAMPLE_RATE
+    assert rest[-1].lost_s == 3 * BLOCK_MS / 1000
+
+
 def test_a_loopback_without_sound_is_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     """WASAPI gives nothing while nothing plays: seconds go by all the same, and the device has not gone."""
     microphone = Blocks()

@@ -88,6 +88,16 @@ def test_a_torn_connection_changes_nothing() -> None:
     asyncio.run(run())
 
 
+def test_who_asks_again_after_the_end_is_not_left_waiting() -> None:
+    async def run() -> None:
+        async with serving() as server, asyncio.timeout(20), StreamClient(server.url) as client:
+            await client.end()
+            assert [message["type"] async for message in client] == ["end"]
+            assert [message async for message in client] == []
+
+    asyncio.run(run())
+
+
 def test_many_torn_sessions_at_once_do_not_mix() -> None:
     async def run() -> None:
         async with serving() as server:

@@ -16,7 +16,7 @@ import pytest
 
 from clients.captions_file import CaptionsFile
 from clients.desktop import Command, DesktopError, Typist, find_copier, find_typist, run_tool
-from clients.recording import Recording
+from clients.recording import LONGEST, Recording
 from core.captions import to_srt, to_vtt
 from core.transcript import Gap, Transcript, Word, make_transcript
 from streamer.output import LiveFile, Writer, check_targets, format_of, write_to_stdout
@@ -169,6 +169,19 @@ def test_a_recording_can_be_read_at_every_moment(tmp_path: Path) -> None:
     assert (samples[:, :8_000] == 1 << 14).all() and not samples[:, 8_000:].any()
     with pytest.raises(OSError, match="cannot write"):
         Recording(str(tmp_path / "none" / "a.wav"))
+
+
+def test_a_full_recording_is_told_and_stays_whole(tmp_path: Path) -> None:
+    """After 37 hours its header can count no further."""
+    path = tmp_path / "a.wav"
+    with Recording(str(path)) as recording:
+        recording.push(np.zeros(8_000, np.float32))
+        recording._wave._nframeswritten, recording._wave._datawritten = LONGEST - 800, 2 * LONGEST - 1600
+        recording.push(np.zeros(800, np.float32))
+        with pytest.raises(OSError, match="at most 37 hours"):
+            recording.push(np.zeros(1, np.float32))
+    with wave.open(str(path)) as file:
+        assert file.getnframes() == LONGEST and path.stat().st_size == 44 + 2 * 8_800
 
 
 def test_captions_file_holds_two_lines(tmp_path: Path) -> None:

@@ -304,3 +304,14 @@ def test_a_command_gets_each_final_in_order(
     assert path.read_text().splitlines() == [final.text for final in FINALS]
     assert "ended with code 3" in caplog.text
     assert capsys.readouterr().out == "done\n" * len(FINALS)
+
+
+def test_words_that_cannot_be_written_do_not_end_the_commands(tmp_path: Path) -> None:
+    """Half a surrogate pair here, whatever the system's encoding lacks elsewhere."""
+    if os.name != "posix":
+        pytest.skip("a shell")
+    command = Command(f"cat >> '{tmp_path}/got'")
+    for text in ("ODD\ud800", "GIVE ME"):
+        command.event(said(0, text))
+    command.close()
+    assert (tmp_path / "got").read_text() == "ODD?\nGIVE ME\n"

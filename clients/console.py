@@ -17,7 +17,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from rich.cells import cell_len
+from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.control import Control
 from rich.live import Live
@@ -104,12 +104,13 @@ def render(partial: Transcript, width: int, n_lines: int) -> Text:
     """The running words, committed ones bright, the others dim: as many of the last as fit into the lines."""
     lines: list[list[Text]] = [[]]
     room = width
-    for word in partial.words:
-        if lines[-1] and cell_len(word.text) > room:
+    parts = [(part, word.is_committed) for word in partial.words for part in chop_cells(word.text, width)]
+    for part, is_committed in parts:  # a word alone may be wider than the terminal
+        if lines[-1] and cell_len(part) > room:
             lines.append([])
             room = width
-        lines[-1].append(Text(word.text, style="bold" if word.is_committed else "dim"))
-        room -= cell_len(word.text) + 1
+        lines[-1].append(Text(part, style="bold" if is_committed else "dim"))
+        room -= cell_len(part) + 1
     return Text("\n").join(Text(" ").join(line) for line in lines[-n_lines:])
 
 
@@ -190,7 +191,8 @@ class LiveCaptions:
             text = status_line(self._status, self.controls.is_paused, width - 1, keys)
             text = text if self._has_all_signs else text.translate(PLAIN)
             style = "red" if self._status.trouble else "dim"
-            lines.append(Text(text, style=style, overflow="ellipsis", no_wrap=True))
+            lines.append(Text(text, style=style))
+            lines[-1].truncate(width - 1)  # a device's name may have wide letters
         self._live.update(Text("\n").join(lines), refresh=refresh)
 
     def __enter__(self) -> Self:

@@ -120,7 +120,7 @@ def run_tool(command: list[str], text: str) -> None:
     with tempfile.TemporaryFile("w+") as told:
         run = partial(subprocess.run, stdout=subprocess.DEVNULL, stderr=told, start_new_session=True)
         try:
-            run(command, input=text, text=True, timeout=PATIENCE_S, check=True)
+            run(command, input=text, text=True, errors="replace", timeout=PATIENCE_S, check=True)
         except subprocess.CalledProcessError as e:
             told.seek(0)
             raise DesktopError(f"{command[0]} failed: {' '.join(told.read().split()) or e.returncode}") from e
@@ -204,6 +204,7 @@ def run_shell(command: str, text: str) -> int:
             shell=True,
             input=text,
             text=True,
+            errors="replace",
             check=False,
             stdout=told,
             stderr=subprocess.STDOUT,

@@ -96,7 +96,7 @@ def open_audio(path: str, sample_rate: int = SAMPLE_RATE, encoding: str = "pcm_s
     if path == "-":
         if sys.stdin.isatty():
             raise AudioError("-: standard input is a terminal; expected audio from a file or another program")
-        return open_pipe(sys.stdin.buffer, sample_rate, encoding, channels)
+        return open_pipe(standard_input(), sample_rate, encoding, channels)
     if path.startswith(SCHEMES):
         from clients.media import open_media
 
@@ -118,6 +118,14 @@ def open_audio(path: str, sample_rate: int = SAMPLE_RATE, encoding: str = "pcm_s
     except OSError as e:
         raise AudioError(f"{name}: cannot be read: {e.strerror}") from e
     return open_container(name, str(file))
+
+
+def standard_input() -> BinaryIO:
+    """Its bytes, apart from `sys.stdin`, which Python closes at its end: a thread that reads there would be fatal."""
+    try:
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    except OSError:  # no file is behind it
+        return sys.stdin.buffer
 
 
 def printable(path: str) -> str:

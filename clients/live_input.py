@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -148,7 +148,7 @@ class SteadyMicrophone:
         return Heard(NOTHING.samples, round(time.monotonic() - since, 3), reason)
 
     def switch(self) -> str:
-        since = time.monotonic()
+        since = time.monotonic() if self._microphone else self._missed_from
         self._close()
         for key in self._others():
             with contextlib.suppress(MicrophoneError):
@@ -244,6 +244,18 @@ class Speaker:
             self._stream.close()
 
 
+def packets(blocks: Iterable[Samples]) -> Iterator[Samples]:
+    """`PACKET` samples each but for the last, however the blocks are cut: the loudspeaker takes as long for any."""
+    rest = NOTHING.samples
+    for block in blocks:
+        rest = np.concatenate([rest, block])
+        n = len(rest) // PACKET * PACKET
+        yield from rest[:n].reshape(-1, PACKET)
+        rest = rest[n:]
+    if len(rest):
+        yield rest
+
+
 class PlayedFile:
     """A file heard as it would be from a microphone; the loudspeaker follows `delay_s` later, with the captions."""
 
@@ -254,7 +266,7 @@ class PlayedFile:
         self._speaker = Speaker() if is_audible else None
         self.trouble = ""
         self.note = self._speaker.trouble if self._speaker else ""  # why it is not heard
-        self._packets = (block[at : at + PACKET] for block in blocks for at in range(0, len(block), PACKET))
+        self._packets = packets(blocks)
         self._start = 0.0  # on the clock, where the file would have begun
         self._n = 0  # samples given
         self._paused_at: float | None = None

@@ -126,6 +126,10 @@ class Microphone:
         samples = (
             self._resampler.push(np.clip(np.nan_to_num(np.concatenate(blocks)), -1, 1)) if blocks else NOTHING.samples
         )
+        return self._after(lost, samples)
+
+    def _after(self, lost: int, samples: Samples) -> Heard:
+        """Samples before which so many frames were lost."""
         lost_s = round(lost / self._rate, 3)
         return Heard(samples, lost_s, f"{lost_s} s of the microphone came too fast" if lost else "")
 
@@ -139,7 +143,8 @@ class Microphone:
         rest = []
         while self._next is not None:
             rest.append(self._waiting())
-        return [*rest, Heard(self._resampler.finish())]
+        lost, self._lost_frames = self._lost_frames, 0  # after the last block that had room
+        return [*rest, Heard(self._resampler.finish()), self._after(lost, NOTHING.samples)]
 
     def __enter__(self) -> Self:
         try:

@@ -10,6 +10,7 @@ import numpy as np
 
 from core.audio import SAMPLE_RATE, Samples, encode_pcm16
 
+LONGEST = (2**32 - 1 - 36) // 2  # samples, 37 hours: a WAV header counts bytes in 32 bits, its own among them
 SILENCE = SAMPLE_RATE * 60  # samples of a loss that are written at once
 
 
@@ -32,6 +33,9 @@ class Recording:
         self.push(np.zeros(0, np.float32))
 
     def push(self, samples: Samples) -> None:
+        """Raises OSError where nothing can be written any more, or the file is full."""
+        if self._wave.tell() + len(samples) > LONGEST:
+            raise OSError(f"a WAV file holds at most {LONGEST / SAMPLE_RATE / 3600:.0f} hours")
         self._wave.writeframes(encode_pcm16(samples))  # it corrects the header's lengths each time
         self._file.flush()
 

@@ -149,6 +149,7 @@ class StreamClient:
         """
         while (message := await self.inbox.get()) is not None:
             yield message
+        self.inbox.put_nowait(None)  # for whoever asks again
         self.check()
 
     @property

@@ -60,7 +60,7 @@ def load_toolkit(takes_focus: bool) -> ModuleType:
 
 
 def wrap(words: Sequence[Styled], width: float, measure: Callable[[str], float]) -> list[list[Styled]]:
-    """Lines no wider than `width`, where a word alone is not wider."""
+    """Lines no wider than `width`; a word that alone is wider is cut."""
     lines: list[list[Styled]] = []
     space, at = measure(" "), 0.0
     for word in words:
@@ -69,7 +69,15 @@ def wrap(words: Sequence[Styled], width: float, measure: Callable[[str], float])
             lines[-1].append(word)
             at += space + long
         else:
-            lines.append([word])
+            text, colour = word
+            while long > width and len(text) > 1:
+                n = max(1, int(len(text) * width / long))
+                while n > 1 and measure(text[:n]) > width:
+                    n -= 1
+                lines.append([(text[:n], colour)])
+                text = text[n:]
+                long = measure(text)
+            lines.append([(text, colour)])
             at = long
     return lines
 

@@ -12,6 +12,7 @@ import queue
 import sys
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
@@ -46,8 +47,23 @@ def event_of(message: Message) -> Event | None:
 
 async def file_blocks(blocks: Iterator[Samples]) -> AsyncIterator[bytes]:
     """Floats, which keep a resampled file exact: the text is that of `streamer FILE`."""
-    while (block := await asyncio.to_thread(next, blocks, None)) is not None:
+    while (block := await next_block(blocks)) is not None:
         yield block.tobytes()
+
+
+async def next_block(blocks: Iterator[Samples]) -> Samples | None:
+    """None at the end. Whoever stops waiting leaves the thread behind: its input may stall for ever."""
+    future: Future[Samples | None] = Future()
+
+    def read() -> None:
+        future.set_running_or_notify_cancel()  # it is not to be cancelled any more
+        try:
+            future.set_result(next(blocks, None))
+        except Exception as e:
+            future.set_exception(e)
+
+    threading.Thread(target=read, name="input", daemon=True).start()
+    return await asyncio.wrap_future(future)
 
 
 def session_options(args: argparse.Namespace) -> dict[str, object]:

@@ -19,7 +19,7 @@ from clients.desktop import Clipboard, Command, DesktopError, Typist, find_copie
 from clients.devices import Device, find_device, find_system_audio
 from clients.file import open_audio
 from clients.live_input import LiveInput, PlayedFile, SteadyMicrophone
-from clients.microphone import Heard
+from clients.microphone import NOTHING, Heard
 from clients.recording import Recording
 from core.audio import Samples
 from core.transcript import Event, Gap, Transcript
@@ -98,8 +98,7 @@ class LiveSession:
                 heard = self.source.read()
                 self.screen.status(self.status(heard.samples))
                 self.source.pause(controls.is_paused)
-                if not was_paused:
-                    self.hear(heard)
+                self.hear(NOTHING if was_paused else heard)  # a server's last words come during the pause
                 if controls.take("n"):
                     self.take(self.timeline.flush())
                 if controls.take("s"):

@@ -70,6 +70,8 @@ class RecognizerStream:
         Raises:
             ValueError: other shape or type, samples that are not finite, or after `finish`.
         """
+        if self._stream.is_finished:
+            raise ValueError("Expected samples before finish(). Found: samples after it")
         return self._feed(self._resampler.push(as_float(samples)))
 
     def flush(self) -> list[Event]:

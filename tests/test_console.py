@@ -67,7 +67,17 @@ def test_the_last_words_of_a_long_line_are_shown() -> None:
     partial = said(" ".join(f"WORD{i}" for i in range(100)), 50)
     shown = render(partial, 20, 3).plain.split("\n")
     assert len(shown) == 3 and all(len(line) <= 20 for line in shown) and shown[-1].endswith("WORD99")
-    assert render(said("A" * 50, 0), 20, 3).plain == "A" * 50
+    lines = render(said("A" * 50 + " B", 0), 20, 2).plain.split("\n")
+    assert lines == ["A" * 20, "A" * 10 + " B"], "a word alone may be too long"
+    assert render(said("漢" * 20 + "字", 0), 20, 2).plain.split("\n") == ["漢" * 10, "字"]
+
+
+def test_a_device_with_wide_letters_takes_one_line() -> None:
+    out = io.StringIO()
+    with LiveCaptions(Console(file=out, width=20, height=5, force_terminal=True)) as captions:
+        out.truncate(0)
+        captions.status(Status("マイク" * 6, "low", -60.0))
+        assert "マイク" in out.getvalue() and "\n" not in out.getvalue()
 
 
 def test_plain_lines_without_a_terminal() -> None:

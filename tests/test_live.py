@@ -11,6 +11,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from serving import Serving, serving
 from clients.console import LiveCaptions, Output
 from clients.controls import Screen
 from clients.live_input import PlayedFile
+from clients.microphone import Heard
 from core.audio import HOP
 from core.captions import to_text
 from streamer.cli import main
@@ -86,6 +88,55 @@ def test_a_server_s_words_reach_screen_and_file(tmp_path: Path, capsys: pytest.C
     assert session.failures == [] and session.timeline.audio_s == len(SPEECH) / 16_000
 
 
+class Listening:
+    """A microphone in a quiet room, after some speech; `steps` are what happens at its readings."""
+
+    name, trouble, waiting_s, n_overruns, has_ended = "quiet", "", 0.0, 0, False
+
+    def __init__(self, speech: np.ndarray, *steps: Callable[[], object]) -> None:
+        self.speech, self.steps = speech, iter(steps)
+
+    def read(self) -> Heard:
+        next(self.steps)()
+        samples, self.speech = self.speech, np.zeros(320, np.float32)
+        return Heard(samples)
+
+    def pause(self, is_paused: bool) -> None:
+        pass
+
+    def switch(self) -> str:
+        return ""
+
+    def finish(self) -> list[Heard]:
+        return []
+
+
+def test_a_server_s_last_words_are_shown_during_the_pause_after_them() -> None:
+    shown: list[str] = []
+
+    def run(url: str) -> None:
+        args = Namespace(url=url, api_key=None, **OFF)
+        with RemoteStream(args) as live, LiveCaptions() as screen:
+
+            def wait() -> None:
+                time.sleep(0.02)
+                shown[:] = [final.text for final in session.finals]
+                if shown:
+                    screen.controls.press("q")
+
+            space, quits = (partial(screen.controls.press, key) for key in " q")
+            source = Listening(plant("GIVE ME THE"), lambda: None, space, *[wait] * 200, quits)
+            session = LiveSession(args, source, live, screen)
+            session.run(lambda: False)
+
+    async def serve() -> None:
+        async with serving() as server:
+            await asyncio.to_thread(run, server.url)
+
+    asyncio.run(serve())
+    assert shown == ["GIVE ME THE"]
+
+
 def test_a_played_file_waits_while_it_is_paused() -> None:
     """Space in the middle: nothing of it is missed, and its clock stands still."""
     with LiveCaptions() as screen:
@@ -98,6 +149,17 @@ def test_a_played_file_waits_while_it_is_paused() -> None:
         took_s = time.monotonic() - began
     assert " ".join(final.text for final in session.finals) == "GIVE ME THE"
     assert session.timeline.audio_s == len(SPEECH) / 16_000 and took_s > len(SPEECH) / 16_000 + 0.7
+
+
+def test_a_file_of_short_blocks_is_played_without_holes() -> None:
+    """As they come from an MP4: the loudspeaker takes 50 ms for each packet, however short."""
+    samples = np.arange(3710, dtype=np.float32)
+    heard = []
+    with PlayedFile("short", iter(samples.reshape(10, 371)), is_audible=False) as played:
+        while not played.has_ended:
+            heard.append(played.read().samples)
+    assert [len(packet) for packet in heard if len(packet)] == [800] * 4 + [510]
+    assert np.concatenate(heard).tolist() == samples.tolist()
 
 
 @pytest.fixture

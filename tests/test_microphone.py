@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,8 @@ import soundfile
 from planted import PlantedModel, plant
 from pulse import PATIENCE_S, Pulse, pulse_server
 
+from clients.devices import Device
+from clients.live_input import SteadyMicrophone
 from clients.microphone import BLOCK_MS, QUEUE_SECONDS, Heard, Microphone, MicrophoneError
 from core.audio import HOP, SAMPLE_RATE
 from core.edit_distance import word_errors
@@ -298,6 +301,17 @@ def test_overruns_are_counted_and_told_at_their_place() -> None:
         microphone.read()
 
 
+def test_a_loss_at_the_end_is_told() -> None:
+    microphone = Blocks()
+    microphone._errors, microphone._stream = OSError, SimpleNamespace(stop=lambda: None)
+    n = SAMPLE_RATE * BLOCK_MS // 1000
+    for _ in range(QUEUE_SECONDS * 1000 // BLOCK_MS + 3):
+        microphone._take(np.zeros((n, 1), np.float32), n, None, SimpleNamespace(input_overflow=False))
+    rest = microphone.finish()
+    assert sum(len(heard.samples) for heard in rest) == QUEUE_SECONDS * SAMPLE_RATE
+    assert rest[-1].lost_s == 3 * BLOCK_MS / 1000
+
+
 def test_a_loopback_without_sound_is_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     """WASAPI gives nothing while nothing plays: seconds go by all the same, and the device has not gone."""
     microphone = Blocks()
@@ -335,3 +349,18 @@ def test_the_clock_goes_on_through_losses(timeline: Timeline, lost_s: float) -> 
     assert words[2].start_s == pytest.approx(before + lost_s + 1.0, abs=0.1)
     if lost_s > SHORT_LOSS_S:
         assert [text for text, _ in finals(events)] == ["GIVE ME", "THE KEY"]
+
+
+def test_the_time_without_a_device_is_told_when_another_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was unplugged a minute ago, and `d` goes to another one now."""
+    now = time.monotonic()
+    microphone = SteadyMicrophone.__new__(SteadyMicrophone)
+    microphone._microphone, microphone._left, microphone._missed_from = None, deque(), now - 60
+    microphone._device = Device(0, "old", SAMPLE_RATE, 1)
+    for name, found in {"rescan": None, "input_keys": ["1"], "find_again": microphone._device}.items():
+        monkeypatch.setattr(f"clients.live_input.{name}", lambda *_, found=found: found)
+    monkeypatch.setattr("clients.live_input.find_device", lambda key: Device(int(key), "new", SAMPLE_RATE, 1))
+    monkeypatch.setattr(microphone, "_listen", lambda device: setattr(microphone, "name", device.name))
+    monkeypatch.setattr("clients.live_input.time.monotonic", lambda: now)
+    assert microphone.switch() == "listening to new"
+    assert microphone._left[-1].lost_s == 60

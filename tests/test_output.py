@@ -16,7 +16,7 @@ import pytest
 
 from clients.captions_file import CaptionsFile
 from clients.desktop import Command, DesktopError, Typist, find_copier, find_typist, run_tool
-from clients.recording import Recording
+from clients.recording import LONGEST, Recording
 from core.captions import to_srt, to_vtt
 from core.transcript import Gap, Transcript, Word, make_transcript
 from streamer.output import LiveFile, Writer, check_targets, format_of, write_to_stdout
@@ -171,6 +171,19 @@ def test_a_recording_can_be_read_at_every_moment(tmp_path: Path) -> None:
         Recording(str(tmp_path / "none" / "a.wav"))
 
 
+def test_a_full_recording_is_told_and_stays_whole(tmp_path: Path) -> None:
+    """After 37 hours its header can count no further."""
+    path = tmp_path / "a.wav"
+    with Recording(str(path)) as recording:
+        recording.push(np.zeros(8_000, np.float32))
+        recording._wave._nframeswritten, recording._wave._datawritten = LONGEST - 800, 2 * LONGEST - 1600
+        recording.push(np.zeros(800, np.float32))
+        with pytest.raises(OSError, match="at most 37 hours"):
+            recording.push(np.zeros(1, np.float32))
+    with wave.open(str(path)) as file:
+        assert file.getnframes() == LONGEST and path.stat().st_size == 44 + 2 * 8_800
+
+
 def test_captions_file_holds_two_lines(tmp_path: Path) -> None:
     path = tmp_path / "obs.txt"
     captions = CaptionsFile(str(path))
@@ -291,3 +304,14 @@ def test_a_command_gets_each_final_in_order(
     assert path.read_text().splitlines() == [final.text for final in FINALS]
     assert "ended with code 3" in caplog.text
     assert capsys.readouterr().out == "done\n" * len(FINALS)
+
+
+def test_words_that_cannot_be_written_do_not_end_the_commands(tmp_path: Path) -> None:
+    """Half a surrogate pair here, whatever the system's encoding lacks elsewhere."""
+    if os.name != "posix":
+        pytest.skip("a shell")
+    command = Command(f"cat >> '{tmp_path}/got'")
+    for text in ("ODD\ud800", "GIVE ME"):
+        command.event(said(0, text))
+    command.close()
+    assert (tmp_path / "got").read_text() == "ODD?\nGIVE ME\n"

@@ -201,3 +201,69 @@ def test_captions_in_a_real_browser(tmp_path: Path) -> None:
                 assert all(request.startswith((url, "blob:", "data:")) for request in page.requests), page.requests
 
     asyncio.run(test())
+
+
+NO_WORKLET = "globalThis.add = AudioWorklet.prototype.addModule;" + (
+    "AudioWorklet.prototype.addModule = () => Promise.reject(new Error('no worklet'))"
+)
+COUNTED = """
+    globalThis.streams = [];
+    const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+    navigator.mediaDevices.getUserMedia = async (asked) => {
+        const stream = await ask(asked);
+        streams.push(stream);
+        return stream;
+    };
+"""
+BROKEN = """
+    globalThis.working = WebSocket;
+    globalThis.WebSocket = class { // says one word of the first second, and breaks for good
+        constructor() { setTimeout(() => this.onopen()); }
+        send(data) {
+            if (!data.includes?.("start")) return;
+            const say = (message) => this.onmessage({ data: JSON.stringify(message) });
+            say({ type: "ready", session: "s", seq: 0, samples: 0, flushes: 0, is_ended: false });
+            const words = [{ word: "A", start_s: 0.25, end_s: 0.75 }];
+            say({ type: "final", seq: 1, audio_s: 1.0, text: "A", words });
+            this.onclose({ code: 1011 });
+        }
+    };
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt install chromium)")
+def test_what_goes_wrong_on_the_page(tmp_path: Path) -> None:
+    """Times go on after a session that broke, a microphone that fails is let go of, and two clicks open one."""
+    heard = tmp_path / "heard.wav"
+    soundfile.write(heard, tones("AB", 16000), 16000)
+    flags = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    status = "document.getElementById('status').textContent"
+
+    async def test() -> None:
+        async with asyncio.timeout(120), serving(model=ToneModel()) as server:
+            async with tab(f"http://127.0.0.1:{server.port}/", tmp_path / "profile", *flags) as page:
+                await page.run(BROKEN)
+                root = (await page.call("DOM.getDocument"))["root"]["nodeId"]
+                node = await page.call("DOM.querySelector", nodeId=root, selector="#file")
+                for n in (1, 2):
+                    await page.call("DOM.setFileInputFiles", nodeId=node["nodeId"], files=[str(heard)])
+                    await page.wait(f"document.querySelectorAll('#finals p').length === {n}")
+                    await page.wait(f"{status} === 'the connection broke'")
+                srt = await page.run("captions.formats.srt()")
+                assert re.findall(r"(\S+) -->", srt) == ["00:00:00,250", "00:00:01,250"]
+                await page.run("WebSocket = working")
+
+                await page.run(COUNTED + NO_WORKLET)
+                await page.run("document.getElementById('microphone').click()")
+                await page.wait(f"{status} === 'no worklet'")
+                assert await page.run("streams.map((stream) => stream.getTracks()[0].readyState)") == ["ended"]
+
+                await page.run("AudioWorklet.prototype.addModule = add; streams.length = 0")
+                await page.run("for (let i = 0; i < 2; i++) document.getElementById('microphone').click()")
+                await page.wait(f"{status} === 'Listening.'")
+                await page.run("document.getElementById('microphone').click()")
+                await page.wait(f"{status} === 'Done.'")
+                assert await page.run("streams.length") == 1
+
+    asyncio.run(test())

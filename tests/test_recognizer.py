@@ -95,6 +95,14 @@ def test_wrong_input_is_named(recognizer: Recognizer, tiny_model_dir: Path) -> N
         recognizer.stream(latency="fast")
 
 
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_nothing_comes_after_the_end(rate: int, recognizer: Recognizer) -> None:
+    stream = recognizer.stream(rate)
+    stream.finish()
+    with pytest.raises(ValueError, match="Expected samples before"):
+        stream.push(np.zeros(rate, np.float32))
+
+
 def test_batched_windows_equal_single_ones(recognizer: Recognizer, speech: np.ndarray) -> None:
     windows = [speech[:8000], speech[:16_000], speech[8000:16_000], speech[:100], speech[100:8100]]
     together = recognizer.model.emit(windows)

@@ -243,3 +243,17 @@ def test_replies_keep_their_order_around_a_reset() -> None:
     session.deliver([Finished()])
     assert said(session) == [{"text": ""}]
     assert session.close == (1000, "")
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"sample_rate": "fast"}, "expected a number as sample_rate. Found: 'fast'"),
+        ({"sample_rate": 4000.0}, "expected a sample_rate of 8000 to 48000. Found: 4000"),
+        ({"max_alternatives": "many"}, "expected a number as max_alternatives. Found: 'many'"),
+    ],
+)
+def test_the_wrong_setting_is_named(config: dict[str, object], reason: str) -> None:
+    session = Vosk("id", Start())
+    session.receive_text(json.dumps({"config": config}))
+    assert session.close == (1008, reason)

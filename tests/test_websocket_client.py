@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from streamer.connect import run_connect
 from streamer.limits import Limits
 from streamer.session import SessionLimits
 
+ROOT = Path(__file__).parent.parent
 TEXTS = ["ONE TWO", "THREE", "FOUR FIVE", "SIX"]
 SPEECH = encode_pcm16(plant("~~".join(TEXTS) + "~~"))
 
@@ -88,6 +90,16 @@ def test_a_torn_connection_changes_nothing() -> None:
     asyncio.run(run())
 
 
+def test_who_asks_again_after_the_end_is_not_left_waiting() -> None:
+    async def run() -> None:
+        async with serving() as server, asyncio.timeout(20), StreamClient(server.url) as client:
+            await client.end()
+            assert [message["type"] async for message in client] == ["end"]
+            assert [message async for message in client] == []
+
+    asyncio.run(run())
+
+
 def test_many_torn_sessions_at_once_do_not_mix() -> None:
     async def run() -> None:
         async with serving() as server:
@@ -144,6 +156,29 @@ def test_shutdown_ends_with_the_last_words() -> None:
                         messages.append(message)
         assert messages[-1]["type"] == "end"
         assert [m["text"] for m in messages if m["type"] == "final"] == TEXTS
+
+    asyncio.run(run())
+
+
+def test_input_that_stalls_keeps_no_error_back() -> None:
+    """A producer that says nothing more, but stays: the session's end is told, and the program ends."""
+
+    async def run() -> None:
+        async with serving() as server, asyncio.timeout(60):
+            command = [sys.executable, "-m", "streamer", "connect", server.url, "-"]
+            pipe = asyncio.subprocess.PIPE
+            process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe)
+            try:
+                assert process.stdin is not None and process.stderr is not None
+                process.stdin.write(SPEECH)
+                while sum(live.session.accepted_s for live in server.hub.live.values()) < len(SPEECH) // 32_000:
+                    await asyncio.sleep(0.05)
+                server.server.should_exit = True
+                error = await process.stderr.read()
+                assert await process.wait() == 1, error
+                assert b"error: ws://" in error and b"shutting down" in error
+            finally:
+                process.stdin.close()
 
     asyncio.run(run())
 

@@ -62,8 +62,8 @@ def test_lines_are_whole_and_the_newest_are_seen(window: Window) -> None:
     assert 1 < len(window.shown) <= 5
     assert seen == [f"WORD{i}" for i in range(200 - len(seen), 200)]
     assert styled(window, "bright") == "" or styled(window, "bright").endswith("WORD149")
-    words = [("A", "x"), ("BB", "x"), ("CCCCCCCC", "x"), ("D", "x")]
-    assert wrap(words, 4, len) == [words[:2], words[2:3], words[3:]]
+    words = [("A", "x"), ("BB", "x"), ("CCCCCC", "y"), ("D", "x")]
+    assert wrap(words, 4, len) == [words[:2], [("CCCC", "y")], [("CC", "y"), ("D", "x")]]
 
 
 def test_the_type_grows_with_the_window(window: Window) -> None:

@@ -114,7 +114,7 @@ class Session {
   }
 }
 
-let session = null, microphone = null, offset = 0;
+let session = null, microphone = null, isOpening = false, offset = 0;
 let finals = []; // of all sessions since the last clear; times go on
 
 function say(text, isError = false) {
@@ -165,7 +165,11 @@ function receive(message) {
 }
 
 function begin(sampleRate) {
-  const failed = (text) => { session = null; stop(text); };
+  const failed = (text) => {
+    offset += session.acked / sampleRate;
+    session = null;
+    stop(text);
+  };
   session = new Session({ sampleRate, latency: $("latency").value, key: $("key").value.trim(), on: receive, failed });
   update();
 }
@@ -184,6 +188,15 @@ async function listen() {
   }
   const audio = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: true };
   const stream = await navigator.mediaDevices.getUserMedia({ audio });
+  try {
+    await hear(stream);
+  } catch (error) {
+    for (const track of stream.getTracks()) track.stop();
+    throw error;
+  }
+}
+
+async function hear(stream) {
   let context = new AudioContext({ sampleRate: 16000 }), source;
   try {
     source = context.createMediaStreamSource(stream);
@@ -288,7 +301,19 @@ function download(kind) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-const attempt = (action) => action().catch((error) => { stop(); say(error.message || String(error), true); });
+/** One at a time: a second click, or a file, while the microphone is being opened is left alone. */
+async function attempt(action) {
+  if (isOpening) return;
+  isOpening = true;
+  try {
+    await action();
+  } catch (error) {
+    stop();
+    say(error.message || String(error), true);
+  } finally {
+    isOpening = false;
+  }
+}
 
 $("microphone").onclick = () => (microphone ? stop() : attempt(listen));
 $("flush").onclick = () => session?.flush();

@@ -88,14 +88,13 @@ class Vosk(Dialect):
         """Takes what is known; the rate counts until the first audio."""
         options: Mapping[str, object] = config if isinstance(config, dict) else {}
         try:
-            rate = int(float(str(options.get("sample_rate", self.start.sample_rate))))
-            self.alternatives = int(float(str(options.get("max_alternatives", self.alternatives))))
-        except (ValueError, OverflowError):
-            rate = 0
-        if not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
-            lowest, highest = SAMPLE_RATES
-            found = shown(options.get("sample_rate"))
-            self.end(POLICY, f"expected a sample_rate of {lowest} to {highest}. Found: {found}")
+            rate = number(options, "sample_rate", self.start.sample_rate)
+            self.alternatives = number(options, "max_alternatives", self.alternatives)
+            if not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
+                lowest, highest = SAMPLE_RATES
+                raise ValueError(f"expected a sample_rate of {lowest} to {highest}. Found: {rate:.6g}")
+        except ValueError as e:
+            self.end(POLICY, str(e))
             return
         self.words = bool(options.get("words", self.words))
         model = options.get("model")
@@ -151,6 +150,15 @@ class Vosk(Dialect):
             alternative = {"confidence": confidence(words), **({"result": listed} if listed else {}), "text": text}
             return {"alternatives": [alternative]}
         return {**({"result": result} if result else {}), "text": text}
+
+
+def number(options: Mapping[str, object], name: str, default: int) -> int:
+    """Raises ValueError, which names it."""
+    found = options.get(name, default)
+    try:
+        return int(float(str(found)))
+    except (ValueError, OverflowError) as e:
+        raise ValueError(f"expected a number as {name}. Found: {shown(found)}") from e
 
 
 def phrases(value: object) -> HotWords:

@@ -182,13 +182,15 @@ class BeamDecoder:
 
     @cached_property
     def weights(self) -> dict[str, float]:
-        """Of the hot words; those that the language model lacks are spared what it charges for them."""
+        """Of the hot words, as frames count; those that the language model lacks are spared its charge for them."""
         model = self.language_model
-        if model is None or model.words is None or not self.hotwords:
+        if model is None or not self.hotwords:
             return dict(self.hotwords)
+        if model.words is None:
+            return {word: model.acoustic * weight for word, weight in self.hotwords.items()}
         known = set(model.words)
         charges = {word: 0.0 if known.issuperset(word.split()) else -model.unknown for word in self.hotwords}
-        return {word: weight + charges[word] for word, weight in self.hotwords.items()}
+        return {word: model.acoustic * weight + charges[word] for word, weight in self.hotwords.items()}
 
     @cached_property
     def draft(self) -> BeamDecoder:
@@ -228,14 +230,14 @@ class BeamDecoder:
             power * rows,
             beam_width=self.search.width,
             # The letters of a hot word count before it is whole, or turns out to be another.
-            beam_prune_logp=-power * (self.search.pruned + weight),
+            beam_prune_logp=-power * self.search.pruned - weight,
             token_min_logp=power * least,
             prune_history=not self.hotwords,
             hotwords=list(self.hotwords),
-            hotword_weight=power * weight,
+            hotword_weight=weight,
         )
         # The library knows one weight: what it gave too much to lesser words is taken back here.
-        texts = [(beam[4] - power * self.excess(beam[0], weight), beam[0]) for beam in beams]
+        texts = [(beam[4] - self.excess(beam[0], weight), beam[0]) for beam in beams]
         text = max(texts)[1] if texts else ""
         return align_words(rows[:-1], start_frame, text, self.alphabet)
 

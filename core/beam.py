@@ -186,11 +186,11 @@ class BeamDecoder:
         model = self.language_model
         if model is None or not self.hotwords:
             return dict(self.hotwords)
+        weights = {word: model.acoustic * weight for word, weight in self.hotwords.items()}
         if model.words is None:
-            return {word: model.acoustic * weight for word, weight in self.hotwords.items()}
+            return weights
         known = set(model.words)
-        charges = {word: 0.0 if known.issuperset(word.split()) else -model.unknown for word in self.hotwords}
-        return {word: model.acoustic * weight + charges[word] for word, weight in self.hotwords.items()}
+        return {word: w if known.issuperset(word.split()) else w - model.unknown for word, w in weights.items()}
 
     @cached_property
     def draft(self) -> BeamDecoder:

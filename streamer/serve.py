@@ -13,7 +13,7 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -151,24 +151,23 @@ def gather_keys(given: Sequence[str], path: str | None, environment: str) -> lis
 
 def gather_origins(given: Sequence[str]) -> tuple[str, ...]:
     """As browsers send them. Raises ServerError where one is not what a browser would send."""
-    origins = []
-    for origin in given:
-        plain = plain_origin(origin)
-        if plain is None:
-            raise ServerError(f"--allow-origin must be like https://example.org. Found: {origin}")
-        origins.append(plain)
-    return tuple(origins)
+    return plain_values(given, plain_origin, "--allow-origin must be like https://example.org")
 
 
 def gather_hosts(given: Sequence[str]) -> tuple[str, ...]:
     """Names in lower case. Raises ServerError where one is more than a name."""
-    hosts = []
-    for host in given:
-        plain = plain_host(host)
-        if plain is None:
-            raise ServerError(f"--allow-host must be a name without a port, like asr.example.org. Found: {host}")
-        hosts.append(plain)
-    return tuple(hosts)
+    return plain_values(given, plain_host, "--allow-host must be a name without a port, like asr.example.org")
+
+
+def plain_values(given: Sequence[str], plain: Callable[[str], str | None], expected: str) -> tuple[str, ...]:
+    """Raises ServerError, which says what is expected, where one has no plain form."""
+    values = []
+    for value in given:
+        form = plain(value)
+        if form is None:
+            raise ServerError(f"{expected}. Found: {value}")
+        values.append(form)
+    return tuple(values)
 
 
 def usable_cores() -> int:

@@ -23,6 +23,7 @@ from core.audio import Samples
 from core.checkpoint import load_model, resolve
 from core.decoder import Alphabet
 from core.precision import is_fast, pack
+from core.rescorer import FOLDER, Rescorer, RescorerError
 from core.statistics import Statistics
 from core.stitcher import LogProbs
 from core.tokenizer import Wav2Vec2Tokenizer
@@ -112,6 +113,7 @@ class AcousticModel:
         self.receptive_field = config.receptive_field
         self.halo = config.halo
         self.alphabet = alphabet_of(tokenizer, config.vocab_size)
+        self.kind = model.dtype  # of what is multiplied; of packed weights `load` tells it
         self.normalises = tokenizer.do_normalize  # its input, over time
         self.norms_channels = config.feat_extract_norm == "group"  # of the first convolution, over time
         # Numbers a frame of its features, where these depend on its receptive field alone, whatever the window.
@@ -151,7 +153,26 @@ class AcousticModel:
         if tokenizer.sampling_rate != 16_000:
             raise ValueError(f"Expected a model for 16000 Hz. Found: {tokenizer.sampling_rate} Hz in {name_or_dir}")
         model = fit(load_model(Wav2Vec2ForCTC, directory), chosen, dtype)
-        return cls(model, tokenizer, str(name_or_dir), directory)
+        loaded = cls(model, tokenizer, str(name_or_dir), directory)
+        loaded.kind = choose_dtype(dtype, chosen)
+        return loaded
+
+    def rescorer(self) -> Rescorer | None:
+        """The one that comes with the checkpoint, made ready beside the model; None where it has none.
+
+        Raises:
+            RescorerError: it cannot be used.
+        """
+        if self.directory is None or not (self.directory / FOLDER).is_dir():
+            return None
+        rescorer = Rescorer.load(self.directory / FOLDER)
+        config = self.config
+        if rescorer.config.hidden_size != config.hidden_size or rescorer.config.n_blocks > config.num_hidden_layers:
+            raise RescorerError(
+                f"Expected a rescorer for {config.num_hidden_layers} blocks of hidden size {config.hidden_size}. "
+                f"Found: {rescorer.config.n_blocks} and {rescorer.config.hidden_size} in {self.directory / FOLDER}"
+            )
+        return rescorer.fit(self.model.device, self.kind)
 
     def reserve(self, n_streams: int) -> None:
         """Makes room on a GPU for the windows of so many streams; before the first one."""
@@ -162,9 +183,22 @@ class AcousticModel:
 
         Windows shorter than one frame are padded with silence to one frame.
         """
+        return self.in_batches(self.model.log_probs, self.padded(windows), MAX_BATCH_SAMPLES)
+
+    def emit_with_states(self, windows: Sequence[Samples], n_blocks: int) -> list[tuple[LogProbs, Features]]:
+        """As `emit`, and the (n_frames, hidden) states after so many of the encoder's blocks."""
+
+        def run(input_values: Tensor) -> Tensor:
+            return torch.cat(self.model.log_probs_and_states(input_values, n_blocks), -1)
+
+        n_vocab = self.config.vocab_size
+        rows = self.in_batches(run, self.padded(windows), MAX_BATCH_SAMPLES)
+        return [(np.ascontiguousarray(of[:, :n_vocab]), np.ascontiguousarray(of[:, n_vocab:])) for of in rows]
+
+    def padded(self, windows: Sequence[Samples]) -> list[Samples]:
+        """Those shorter than one frame with silence behind."""
         short = self.receptive_field
-        padded = [np.pad(window, (0, short - len(window))) if len(window) < short else window for window in windows]
-        return self.in_batches(self.model.log_probs, padded, MAX_BATCH_SAMPLES)
+        return [np.pad(window, (0, short - len(window))) if len(window) < short else window for window in windows]
 
     def statistics(self) -> Statistics | None:
         """To be kept of a stream, where the model is one that normalises over time."""

@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from core.acoustic import AcousticModel
+from core.acoustic import AcousticModel, Features
 from core.aligner import align_words
 from core.decoder import Alphabet, Decode, GreedyDecoder, WordSpan
+from core.rescorer import Rescorer
 from core.stitcher import LogProbs
 
 logger = logging.getLogger(__name__)
@@ -166,6 +167,7 @@ class BeamDecoder:
     hotwords: Mapping[str, float] = field(default_factory=dict)
     search: Search = WHOLE
     engine: Any = None
+    rescorer: Rescorer | None = None  # reads the best texts of final passes again
 
     def __post_init__(self) -> None:
         if self.alphabet.delimiter == self.alphabet.blank:
@@ -199,7 +201,12 @@ class BeamDecoder:
 
     def with_hotwords(self, hotwords: Mapping[str, float]) -> BeamDecoder:
         """The same language model for another stream."""
-        return BeamDecoder(self.alphabet, self.language_model, hotwords, self.search, self.engine)
+        return BeamDecoder(self.alphabet, self.language_model, hotwords, self.search, self.engine, self.rescorer)
+
+    @property
+    def n_blocks(self) -> int:
+        """See `core.decoder.reads_after`."""
+        return self.rescorer.config.n_blocks if self.rescorer else 0
 
     def can_spell(self, word: str) -> bool:
         """Whether the model has letters for a hot word."""
@@ -215,7 +222,7 @@ class BeamDecoder:
         forms = ((letter, letter.upper(), letter.lower()) for letter in word)
         return "".join(next((form for form in of if known.issuperset(form)), of[0]) for of in forms)
 
-    def __call__(self, log_probs: LogProbs, start_frame: int) -> list[WordSpan]:
+    def __call__(self, log_probs: LogProbs, start_frame: int, states: Features | None = None) -> list[WordSpan]:
         silent = [self.alphabet.blank, self.alphabet.delimiter, *self.alphabet.special]
         if np.isin(log_probs.argmax(1), silent).all():
             return []  # nobody speaks; a reward for each word would make one up
@@ -238,6 +245,8 @@ class BeamDecoder:
         )
         # The library knows one weight: what it gave too much to lesser words is taken back here.
         texts = [(beam[4] - self.excess(beam[0], weight), beam[0]) for beam in beams]
+        if states is not None and self.rescorer is not None:
+            texts = self.rescorer.rank(texts, states)
         text = max(texts)[1] if texts else ""
         return align_words(rows[:-1], start_frame, text, self.alphabet)
 
@@ -256,12 +265,14 @@ def make_decoder(model: AcousticModel, lm: str | Path = "auto", hotwords: Mappin
 
     Raises:
         LanguageModelError: what was asked for cannot be had.
+        RescorerError: the checkpoint's cannot be used.
     """
-    language_model = None
+    language_model = rescorer = None
     if lm == "auto":
         if model.directory is not None and (model.directory / FOLDER).is_dir():
             if is_installed():
                 language_model = LanguageModel.of_checkpoint(model.directory)
+                rescorer = model.rescorer()
             else:
                 logger.warning(
                     "%s goes without its language model, which needs: pip install 'streamer[lm]'", model.name
@@ -270,7 +281,7 @@ def make_decoder(model: AcousticModel, lm: str | Path = "auto", hotwords: Mappin
         language_model = LanguageModel.load(lm)
     if language_model is None and not hotwords:
         return GreedyDecoder(model.alphabet)
-    return BeamDecoder(model.alphabet, language_model, hotwords or {})
+    return BeamDecoder(model.alphabet, language_model, hotwords or {}, rescorer=rescorer)
 
 
 def is_installed() -> bool:

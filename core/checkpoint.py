@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from core.configuration import CONFIG_NAME, Wav2Vec2Config
-from core.rounding import SUFFIX, from_int8, is_rounded, to_int8
+from core.rounding import SUFFIX, from_integers, is_rounded, to_int8
 
 if TYPE_CHECKING:
     from core.wav2vec2 import PreTrainedModel
@@ -44,6 +44,7 @@ SETTINGS_PATTERNS = [
     "preprocessor_config.json",
     "processor_config.json",
     "language_model/*",
+    "rescorer/*",
 ]
 
 EMBEDDED_NAMES = ("streamer-en",)
@@ -269,7 +270,7 @@ def read_weights(directory: Path, name: str) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for part in shards(path, name) if path.suffix == ".json" else [path]:
         weights |= read_file(part, name)
-    return from_int8(weights)
+    return from_integers(weights)
 
 
 def shards(index: Path, name: str) -> list[Path]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,23 @@ class Decode(Protocol):
 
     def __call__(self, log_probs: LogProbs, start_frame: int) -> list[WordSpan]:
         """The words of (n_frames, n_vocab) raw rows, the first of which is the stream's frame `start_frame`."""
+
+
+@runtime_checkable
+class DecodeStates(Protocol):
+    """A decoder that also reads the states after some of the encoder's blocks, of final passes."""
+
+    @property
+    def n_blocks(self) -> int:
+        """After how many; 0: it goes by rows alone."""
+
+    def __call__(self, log_probs: LogProbs, start_frame: int, states: LogProbs | None = None) -> list[WordSpan]:
+        """As `Decode`, with the (n_frames, hidden) states of the same frames."""
+
+
+def reads_after(decode: Decode) -> int:
+    """After how many of the encoder's blocks a decoder wants the states of final passes; 0: it goes by rows alone."""
+    return decode.n_blocks if isinstance(decode, DecodeStates) else 0
 
 
 def draft(decode: Decode) -> Decode:

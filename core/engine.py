@@ -24,7 +24,7 @@ from core.audio import (
     to_seconds,
 )
 from core.commitment import UNSURE_AFTER, after, keep_committed, n_agreed
-from core.decoder import Decode, GreedyDecoder, WordSpan, draft
+from core.decoder import Decode, DecodeStates, GreedyDecoder, WordSpan, draft, reads_after
 from core.feature_cache import Window, read_features
 from core.features import normalize
 from core.ring_buffer import RingBuffer
@@ -94,6 +94,8 @@ class Engine:
             n = task.end_sample - task.start_sample
             value = None if stream.statistics else still_value(stream.buffer, task.start_sample, task.end_sample)
             stream.is_still = value is not None
+            if task.cut is not None:
+                stream.states = None
             if value is not None:
                 results[i] = self.still(value, n)
                 stream.remember(task, Memory())
@@ -110,7 +112,8 @@ class Engine:
                     features = RingBuffer(n_frames(n), 32, self.model.n_features)
                 cached[i] = Window(stream.buffer, features, *place, stream.statistics, stream.config.hop)
         if plain:
-            results |= zip(plain, self.model.emit(list(plain.values())), strict=True)
+            finals = [work[i][0] if work[i][1].cut is not None else None for i in plain]
+            results |= zip(plain, self.hear(finals, list(plain.values())), strict=True)
         if cached:
             heard = dict(zip(cached, read_features(self.model, list(cached.values())), strict=True))
             steps = {}
@@ -127,6 +130,17 @@ class Engine:
         for slots, windows in resident.items():
             results |= zip(windows, slots.emit(list(windows.values())), strict=True)
         return [results[i] for i in range(len(work))]
+
+    def hear(self, finals: Sequence[Stream | None], windows: Sequence[Samples]) -> list[LogProbs]:
+        """What the model makes of whole windows; the streams that this is a final pass of keep what decoders read."""
+        readers = [stream for stream in finals if stream is not None and reads_after(stream.decode)]
+        if not readers:
+            return self.model.emit(windows)
+        heard = self.model.emit_with_states(windows, reads_after(readers[0].decode))
+        for stream, (_, states) in zip(finals, heard, strict=True):
+            if stream in readers:
+                stream.states = states
+        return [log_probs for log_probs, _ in heard]
 
     def emit_still(self, value: float, n: int) -> LogProbs:
         """What the model makes of a window of `n` samples that are all the same."""
@@ -260,7 +274,8 @@ class Engine:
         assert task.cut is not None
         stream.pending = None
         first = stream.frames.start_frame
-        spans = stream.decode(Emission(log_probs, task.start_sample // HOP).since(first).log_probs, first)
+        rows = Emission(log_probs, task.start_sample // HOP).since(first).log_probs
+        spans = self.words(stream, task, rows)
         words = keep_committed(spans, stream.committed)
         n = n_agreed(words, stream.reviews, len(stream.committed), task.cut - stream.config.commit_after)
         stream.reviews = (tuple(spans), *stream.reviews[: UNSURE_AFTER - 2])
@@ -333,7 +348,7 @@ class Engine:
             stream.barriers.popleft()
             if stream.features is not None and stream.statistics is not None:
                 stream.features.restart(0)  # the steps that follow end elsewhere, and each hears by what it had heard
-        words = keep_committed(stream.decode(rows[: cut - first], first), stream.committed)
+        words = keep_committed(self.words(stream, task, rows[: cut - first]), stream.committed)
         events: list[Event] = []
         if words:
             events = [self.transcript(stream, words, len(words), cut, task.end_sample, is_final=True)]
@@ -343,6 +358,15 @@ class Engine:
         self.begin_segment(stream, cut)
         self.release(stream)
         return events
+
+    def words(self, stream: Stream, task: Pass, rows: LogProbs) -> list[WordSpan]:
+        """Of the segment's first rows, as a pass over all of it has heard them."""
+        first, states = stream.frames.start_frame, stream.states
+        stream.states = None
+        if states is None or not isinstance(stream.decode, DecodeStates):
+            return stream.decode(rows, first)
+        offset = first - task.start_sample // HOP
+        return stream.decode(rows, first, states[offset : offset + len(rows)])
 
     def begin_segment(self, stream: Stream, frame: int) -> None:
         frames, config = stream.frames.since(frame), stream.config

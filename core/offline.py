@@ -26,6 +26,7 @@ def transcribe_offline(
     stream = engine.new_stream(replace(config or StreamConfig.preset("balanced"), commit_after=10**9), decode)
     stream.shows_partials = False
     rows = emit_long(engine, samples, stream)
+    states = stream.states
     finals: list[Transcript] = []
     for start in range(0, max(1, len(samples)), SAMPLE_RATE):
         stream.push(samples[start : start + SAMPLE_RATE])
@@ -34,7 +35,7 @@ def transcribe_offline(
         while (task := stream.next_pass()) is not None:
             is_whole = (task.start_sample, task.end_sample) == (0, len(samples))
             if task.cut is None or is_whole:
-                first = task.start_sample // HOP
+                stream.states, first = states, task.start_sample // HOP
                 n = max(1, n_frames(task.end_sample - task.start_sample))
                 events = engine.apply(stream, task, rows[first : first + n])
             else:
@@ -57,5 +58,7 @@ def emit_long(engine: Engine, samples: Samples, stream: Stream) -> LogProbs:
         is_last = end == total
         window = samples[HOP * start : len(samples) if is_last else n_samples_for(end)]
         until = total if is_last else end - margin
-        rows = np.concatenate([rows, engine.model.emit([window])[0][len(rows) - start : until - start]])
+        # Of a recording that is one window, this may be the final pass.
+        emitted = engine.hear([stream if start == 0 and is_last else None], [window])[0]
+        rows = np.concatenate([rows, emitted[len(rows) - start : until - start]])
     return rows

@@ -327,11 +327,19 @@ def pack(model: Wav2Vec2ForCTC, dtype: torch.dtype) -> Wav2Vec2ForCTC:
     if branch := network.encoder.branch:
         weight, bias = branch.projection.weight, branch.projection.bias
         replaced["encoder.branch.projection"] = Product(weight, bias, rest, out=torch.float32)
-    for name, module in network.encoder.layers.named_modules(prefix="encoder.layers"):
+    for name, module in replaced.items():
+        network.set_submodule(name, module)
+    pack_blocks(network.encoder, dtype)
+    return model
+
+
+def pack_blocks(network: nn.Module, dtype: torch.dtype) -> None:
+    """Packs attention and feed forward wherever they are in a network, in place."""
+    replaced: dict[str, nn.Module] = {}
+    for name, module in network.named_modules():
         if isinstance(module, Attention):
             replaced[name] = PackedAttention(module, dtype)
         elif isinstance(module, FeedForward):
             replaced[name] = PackedFeedForward(module, dtype)
     for name, module in replaced.items():
         network.set_submodule(name, module)
-    return model

@@ -1,7 +1,8 @@
-"""Weights on disk as integers of eight bits, with one scale for each row of a matrix.
+"""Weights on disk as integers of eight or four bits, with scales; in memory they are floats again.
 
-A quarter of float32's size. The relative error of a weight is at most half of 1/127 of the largest of its row (Jacob
-et al. 2018, section 2, symmetric and per output channel); in memory they are floats again.
+Eight bits: one scale for each row of a matrix, a quarter of float32's size; the error of a weight is at most half of
+1/127 of the largest of its row (Jacob et al. 2018, section 2, symmetric and per output channel). Four bits: one scale
+for each `GROUP` weights of a row, the one of a few that leaves the least error, and two weights a byte.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from torch import Tensor
 
 HIGHEST = 127
 SUFFIX = "_scale"  # of the key that holds the scales of a matrix
+GROUP = 64  # weights of four bits that share a scale
+HIGHEST_4 = 7
+SHARES = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7)  # of a group's largest weight, that the highest integer may stand for
 
 
 def is_rounded(key: str, weight: Tensor) -> bool:
@@ -25,7 +29,40 @@ def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scales).round().to(torch.int8), scales
 
 
-def from_int8(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def to_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(row, column / 2) bytes of two integers each, and their (row, column / GROUP) float16 scales.
+
+    Raises:
+        ValueError: the columns are no multiple of `GROUP`.
+    """
+    n_rows, n_columns = weight.shape
+    if n_columns % GROUP:
+        raise ValueError(f"Expected a multiple of {GROUP} columns for four bits. Found: {n_columns}")
+    groups = weight.float().view(n_rows, -1, GROUP)
+    largest = groups.abs().amax(2).clamp(min=1e-6)
+    scales = torch.stack([(share * largest / HIGHEST_4).half() for share in SHARES])
+    errors = torch.stack([(from_groups(round_groups(groups, of), of) - groups).square().sum(2) for of in scales])
+    best = scales.gather(0, errors.argmin(0, keepdim=True))[0]
+    integers = (round_groups(groups, best) + HIGHEST_4 + 1).to(torch.uint8).view(n_rows, -1, 2)
+    return integers[:, :, 0] | integers[:, :, 1] << 4, best
+
+
+def round_groups(groups: Tensor, scales: Tensor) -> Tensor:
+    """Integers (row, group, column), as floats."""
+    return (groups / scales.float()[:, :, None]).round().clamp(-HIGHEST_4 - 1, HIGHEST_4)
+
+
+def from_groups(integers: Tensor, scales: Tensor) -> Tensor:
+    return integers * scales.float()[:, :, None]
+
+
+def from_int4(packed: Tensor, scales: Tensor) -> Tensor:
+    """(row, column) floats."""
+    integers = torch.stack([packed & 15, packed >> 4], 2).float() - HIGHEST_4 - 1
+    return from_groups(integers.view(len(packed), -1, GROUP), scales).flatten(1)
+
+
+def from_integers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """`weights` with float32 in place of integers that have scales, and without these."""
     floats = {}
     for key, weight in weights.items():
@@ -34,5 +71,7 @@ def from_int8(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         scales = weights.get(key + SUFFIX)
         if weight.dtype == torch.int8 and scales is not None and scales.shape == (len(weight), 1):
             weight = weight.float() * scales
+        elif weight.dtype == torch.uint8 and scales is not None and weight.dim() == 2:
+            weight = from_int4(weight, scales)
         floats[key] = weight
     return floats

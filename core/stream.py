@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from core.acoustic import Features
 from core.audio import HOP, SAMPLE_RATE, Samples, check_samples, n_frames, n_samples_for, to_seconds
 from core.decoder import Decode, WordSpan
 from core.endpoint import Endpoint, EndpointConfig, Measure, find_cut, find_endpoint, find_pause
@@ -168,6 +169,7 @@ class Stream:
         self.slot: Slot | None = None  # where the last window is on the device
         self.memory = Memory()  # of the last step that could end the segment
         self.shown_memory = Memory()  # of the last step
+        self.states: Features | None = None  # of the final pass that has just been run, where the decoder reads them
         self.is_still = False  # nothing moved in the last window, and no model was run for it
 
     @property

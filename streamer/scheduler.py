@@ -287,7 +287,7 @@ class Scheduler:
         hearing, began = job.hearing, self.clock()
         assert hearing is not None
         try:
-            log_probs = job.engine.model.emit([samples])[0]
+            log_probs = job.engine.hear([job.stream], [samples])[0]
             hearing.seconds = self.clock() - began
             hearing.log_probs = log_probs
         except Exception:

@@ -164,6 +164,32 @@ def make_parser() -> argparse.ArgumentParser:
     add_run(command, steps=60, rate=5e-5, batch_s=16, warmup=10)  # for a few minutes of one voice
     add_noise(command)
 
+    command = commands.add_parser("rescorer", help="a decoder that ranks the best texts again, out of a Whisper's")
+    command.add_argument("text", nargs="+", type=Path, help="whose pieces it knows: prose, or a tsv as of lm")
+    command.add_argument("--model", default="streamer-en", metavar="NAME|DIR", help="whose letters the states have")
+    command.add_argument("--teacher", type=Path, required=True, metavar="BIN", help="as of distil")
+    command.add_argument("--vocabulary", type=Path, required=True, metavar="JSON|TXT", help="of the teacher")
+    command.add_argument(
+        "--states", action="append", type=Path, required=True, metavar="DIR", help="of finetune; may be repeated"
+    )
+    command.add_argument(
+        "--encoder-blocks", type=int, default=6, metavar="N", help="that were frozen for those; default: %(default)s"
+    )
+    command.add_argument(
+        "--blocks",
+        nargs="+",
+        type=int,
+        default=[0, 1, 3, 4, 5],
+        metavar="N",
+        help="of the teacher's decoder; default: all of base but one",
+    )
+    command.add_argument("--pieces", type=int, default=5000, metavar="N", help="default: %(default)s")
+    command.add_argument("--files", type=int, default=4, metavar="N", help="of states a step; default: %(default)s")
+    command.add_argument(
+        "--rounded", type=int, default=0, metavar="STEPS", help="so many last ones see the weights as on disk"
+    )
+    add_run(command, steps=2000, rate=2e-4, batch_s=0, warmup=100)
+
     command = commands.add_parser("mix", help="the mean of checkpoints' weights, such as before and after a training")
     command.add_argument("model", nargs="+", type=weighted, metavar="DIR[:SHARE]", help="shares are relative")
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="the checkpoint")

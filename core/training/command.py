@@ -30,6 +30,7 @@ from core.training.manifest import read_manifest, read_set
 from core.training.plot import plot
 from core.training.prepare import Prepared, prepare
 from core.training.pretrain import SIZES, PretrainConfig, pretrain
+from core.training.rescoring import choose_pieces, make_rescorer, read_vocabulary, train_rescorer
 from core.training.run import RunConfig
 from core.training.sentences import count_words, make_sentences
 from core.training.states import StateCorpus
@@ -222,6 +223,21 @@ def run_finetune(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_rescorer(args: argparse.Namespace) -> int:
+    device = begin(args)
+    tokenizer = Wav2Vec2Tokenizer.from_pretrained(args.model)
+    texts = [sentence for path in args.text for sentence in read_text(path)]
+    vocabulary = read_vocabulary(args.vocabulary)
+    pieces = choose_pieces(texts, vocabulary, sorted(tokenizer.letters), args.pieces)
+    rescorer = make_rescorer(args.teacher, vocabulary, pieces, args.blocks, args.encoder_blocks).to(device)
+    files = [file for folder in args.states for file in sorted(folder.glob("*.pt"))]
+    print(f"{len(pieces)} pieces, {len(files)} files of states")
+    train_rescorer(rescorer, files, tokenizer, run_config(args), args.files, args.rounded)
+    rescorer.save(args.output)
+    print(f"saved {args.output}")
+    return 0
+
+
 def run_mix(args: argparse.Namespace) -> int:
     """Keeps what was known before, and gets most of what was learned (Wortsman et al. 2022, "WiSE-FT")."""
     first, *_ = directories = [directory for directory, _ in args.model]
@@ -278,6 +294,7 @@ RUNS = {
     "distil": run_distil,
     "branch": run_branch,
     "finetune": run_finetune,
+    "rescorer": run_rescorer,
     "mix": run_mix,
     "evaluate": run_evaluate,
     "lm": run_lm,

@@ -3,13 +3,14 @@
 Its blocks are the Wav2Vec2 blocks with stable layer norm at the same frame rate, so their weights start
 the student (`copy_blocks`), and its states are the student's targets. Weights are read from the
 CTranslate2 `model.bin` that the package registry carries (MIT licence).
-Left out: the decoder, and the padding to 30 s (the teacher sees the crop alone).
+Left out: the decoder (`core.training.rescoring` takes that), and the padding to 30 s (the teacher sees the crop alone).
 """
 
 from __future__ import annotations
 
 import math
 import struct
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,13 @@ def read_ctranslate2(path: str | Path) -> dict[str, np.ndarray]:
         alias = take_string()
         variables[alias] = variables[take_string()]
     return variables
+
+
+def variable(variables: dict[str, np.ndarray], name: str) -> Tensor:
+    """One as float32, its integers scaled."""
+    values = torch.from_numpy(np.array(variables[name])).float()
+    scale = variables.get(name + "_scale")
+    return values if scale is None else values / torch.from_numpy(np.array(scale)).float()[:, None]
 
 
 def mel_filters(n_mels: int = 80, sample_rate: int = 16_000) -> Tensor:
@@ -120,12 +128,7 @@ class WhisperEncoder(nn.Module):
 def load_teacher(path: str | Path) -> tuple[WhisperEncoder, Wav2Vec2Config]:
     """The frozen teacher, and the config of the blocks that a student takes over."""
     raw = {k.removeprefix("encoder/"): v for k, v in read_ctranslate2(path).items() if k.startswith("encoder/")}
-
-    def tensor(name: str) -> Tensor:
-        values = torch.from_numpy(np.array(raw[name])).float()
-        scale = raw.get(name + "_scale")
-        return values if scale is None else values / torch.from_numpy(np.array(scale)).float()[:, None]
-
+    tensor = partial(variable, raw)
     n_layers = 1 + max(
         int(k.split("/")[0].removeprefix("layer_")) for k in raw if k.startswith("layer_") and k[6].isdigit()
     )

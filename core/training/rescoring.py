@@ -1,0 +1,184 @@
+"""How a rescorer is made: blocks of a Whisper's decoder, trained on texts in the spelling of the CTC model.
+
+It begins with some of the teacher's blocks and the pieces of its vocabulary that the texts use most, and learns from
+the states that `core.training.states` keeps (fewer blocks with most of the teacher's quality: Gandhi et al. 2023,
+https://arxiv.org/abs/2311.00430). Its last steps are taken with the weights as they will be on disk, so that those
+learn to live with being rounded (Jacob et al. 2018, section 3; gradients go to the weights before rounding).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+
+from core.rescorer import N_SPECIAL, Pieces, Rescorer, RescorerConfig, is_rounded
+from core.rounding import from_int4, to_int4
+from core.tokenizer import Wav2Vec2Tokenizer
+from core.training.run import Run, RunConfig
+from core.training.states import ROUND, Heard, load
+from core.training.whisper import read_ctranslate2, variable
+
+SPACE = "Ġ"  # in vocabularies of byte pairs
+START = "<|notimestamps|>"  # the last that Whisper reads before a text, at place 3
+START_PLACE = 3
+DROPOUT = 0.1
+
+
+def read_vocabulary(path: Path) -> dict[str, int]:
+    """The ids of a CTranslate2 model's `vocabulary.json` or `vocabulary.txt`, words beginning with a space.
+
+    Raises:
+        ValueError: it is no list of texts.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        tokens = json.loads(text) if path.suffix == ".json" else text.splitlines()
+        return {token.replace(SPACE, " "): i for i, token in enumerate(tokens)}
+    except (ValueError, AttributeError) as e:
+        raise ValueError(f"Expected a list of tokens in {path}. Found: {e}") from e
+
+
+def choose_pieces(texts: Sequence[str], vocabulary: dict[str, int], letters: Sequence[str], n: int) -> tuple[str, ...]:
+    """The letters, at the beginning of words and within, and of the other pieces of the texts the `n` most used.
+
+    Raises:
+        ValueError: the vocabulary lacks a letter.
+    """
+    small = [letter.lower() for letter in letters]
+    single = [piece for letter in small for piece in (letter, f" {letter}")]
+    if missing := [piece for piece in single if piece not in vocabulary]:
+        raise ValueError(f"Expected a vocabulary with all letters. Found: none of {', '.join(map(repr, missing))}")
+    pieces = {piece for piece in vocabulary if piece and set(piece.removeprefix(" ")) <= set(small) and piece != " "}
+    known = Pieces(tuple(sorted(pieces, key=vocabulary.__getitem__)))
+    used = Counter(i for text in texts for i in known.encode(text))
+    common = [known.texts[i - N_SPECIAL] for i, _ in used.most_common(n)]
+    return tuple(dict.fromkeys([*single, *common]))
+
+
+def make_rescorer(
+    teacher: Path, vocabulary: dict[str, int], pieces: Sequence[str], blocks: Sequence[int], n_blocks: int
+) -> Rescorer:
+    """Some blocks of a teacher's decoder, with these pieces alone.
+
+    Args:
+        n_blocks: of the encoder, whose last is the teacher's last.
+
+    Raises:
+        ValueError: the file is no Whisper with such blocks.
+    """
+    raw = read_ctranslate2(teacher)
+    known = [i for i in range(100) if f"decoder/layer_{i}/ffn/linear_0/weight" in raw]
+    if not blocks or not set(blocks) <= set(known):
+        raise ValueError(f"Expected blocks of {known} in the decoder of {teacher}. Found: {list(blocks)}")
+
+    def of(name: str) -> Tensor:
+        return variable(raw, name)
+
+    embedding, positions = of("decoder/embeddings/weight"), of("decoder/position_encodings/encodings")
+    width = of(f"decoder/layer_{blocks[0]}/ffn/linear_0/weight").shape[0]
+    d = embedding.shape[1]
+    config = RescorerConfig(tuple(pieces), n_blocks, d, len(blocks), d // 64, width)
+    rescorer = Rescorer(config)
+    ids = [vocabulary["<|endoftext|>"], vocabulary[START], *(vocabulary[piece] for piece in pieces)]
+    state = {
+        "embedding.weight": embedding[ids],
+        "positions": positions[START_PLACE : START_PLACE + config.max_length],
+    }
+    norms = {"state_norm": "encoder/layer_norm", "layer_norm": "decoder/layer_norm"}
+    linears: dict[str, str] = {}
+    for i, block in enumerate(blocks):
+        ours, theirs = f"layers.{i}.", f"decoder/layer_{block}/"
+        norms |= {
+            ours + "layer_norm": theirs + "self_attention/layer_norm",
+            ours + "cross_layer_norm": theirs + "attention/layer_norm",
+            ours + "final_layer_norm": theirs + "ffn/layer_norm",
+        }
+        linears |= {
+            ours + "attention.out_proj": theirs + "self_attention/linear_1",
+            ours + "cross_attention.q_proj": theirs + "attention/linear_0",
+            ours + "cross_attention.kv_proj": theirs + "attention/linear_1",
+            ours + "cross_attention.out_proj": theirs + "attention/linear_2",
+            ours + "feed_forward.intermediate_dense": theirs + "ffn/linear_0",
+            ours + "feed_forward.output_dense": theirs + "ffn/linear_1",
+        }
+        for kind in ("weight", "bias"):
+            parts = of(f"{theirs}self_attention/linear_0/{kind}").chunk(3)
+            for name, part in zip(("q_proj", "k_proj", "v_proj"), parts, strict=True):
+                state[f"{ours}attention.{name}.{kind}"] = part
+    for ours, theirs in norms.items():
+        state[ours + ".weight"], state[ours + ".bias"] = of(theirs + "/gamma"), of(theirs + "/beta")
+    for ours, theirs in linears.items():
+        state[ours + ".weight"], state[ours + ".bias"] = of(theirs + "/weight"), of(theirs + "/bias")
+    rescorer.load_state_dict(state)
+    return rescorer
+
+
+def text_of(labels: Tensor, tokenizer: Wav2Vec2Tokenizer) -> str:
+    return tokenizer.decode([int(i) for i in labels if i >= 0], group_tokens=False)
+
+
+def reading_loss(
+    rescorer: Rescorer, heard: Sequence[Heard], texts: Sequence[str], is_mixed: bool = True, as_on_disk: bool = False
+) -> Tensor:
+    """Mean cross-entropy of the pieces of texts, given the states that they were said in.
+
+    Args:
+        as_on_disk: by the matrices as `Rescorer.save` would write them.
+    """
+    read, said = rescorer.batch([rescorer.pieces.encode(text) for text in texts])
+    longest = max(part.whole.hidden.shape[1] for part in heard)
+    longest += -longest % ROUND
+    states = torch.cat([F.pad(h.whole.hidden, (0, 0, 0, longest - h.whole.hidden.shape[1])) for h in heard])
+    n_frames = torch.cat([part.n_frames for part in heard])
+    device = rescorer.positions.device
+    mask = (torch.arange(longest)[None] < n_frames[:, None])[:, None, None].to(device)
+    weights: dict[str, Tensor] = dict(rescorer.named_parameters())
+    if as_on_disk:
+        weights |= {name: rounded(weight) for name, weight in weights.items() if is_rounded(name, weight)}
+    with torch.autocast(device.type, torch.bfloat16, enabled=is_mixed):
+        logits = functional_call(rescorer, weights, (states.to(device).float(), read.to(device), mask))
+    return F.cross_entropy(logits.float().flatten(0, 1), said.flatten().to(device))
+
+
+def rounded(weight: Tensor) -> Tensor:
+    """What four bits make of a weight; gradients pass as if they were those of the weight."""
+    known = weight.detach()
+    return weight + (from_int4(*to_int4(known)) - known)
+
+
+def train_rescorer(
+    rescorer: Rescorer,
+    files: Sequence[Path],
+    tokenizer: Wav2Vec2Tokenizer,
+    config: RunConfig,
+    n_files: int = 4,
+    rounded_steps: int = 0,
+) -> None:
+    """Trains on kept states, `n_files` a step, in an order that the seed decides.
+
+    Args:
+        rounded_steps: so many last steps see the weights as they are on disk.
+    """
+    run = Run(rescorer, config)
+    rescorer.train()
+    for module in rescorer.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = DROPOUT
+    while not run.is_done:
+        chosen = np.random.default_rng((config.seed, run.step_count)).choice(len(files), n_files)
+        heard = [load(files[i]) for i in chosen]
+        texts = [text_of(labels, tokenizer) for part in heard for labels in part.labels]
+        as_on_disk = run.step_count >= config.steps - rounded_steps
+        loss = reading_loss(rescorer, heard, texts, config.is_mixed, as_on_disk)
+        run.step(loss, sum(part.seconds for part in heard))
+        run.report()
+    run.finish()
+    rescorer.eval()

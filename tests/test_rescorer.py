@@ -19,17 +19,20 @@ from torch import Tensor
 
 from core.acoustic import AcousticModel
 from core.beam import BeamDecoder
+from core.checkpoint import load_model
+from core.endpoint import EndpointConfig
 from core.engine import Engine
 from core.offline import transcribe_offline
 from core.precision import is_fast
 from core.rescorer import BEGIN, END, FOLDER, N_SPECIAL, Pieces, Rescorer, RescorerConfig, RescorerError, Tree
 from core.rounding import GROUP, SHARES, from_int4, from_integers, to_int4
 from core.stream import StreamConfig
-from core.training.command import main
+from core.training.command import copy_companions, main
 from core.training.rescoring import choose_pieces, make_rescorer, read_vocabulary, reading_loss, rounded
 from core.training.states import Heard, States, save
 from core.training.student import VOCABULARY
 from core.transcript import Transcript
+from core.wav2vec2 import Wav2Vec2ForCTC
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz'"
 PIECES = (*LETTERS, *(f" {letter}" for letter in LETTERS), " the", "ing", " cat", "at", " sat", " ca")
@@ -265,7 +268,7 @@ def engine(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> En
     """A checkpoint with a rescorer that counts for more than the search."""
     directory = tmp_path_factory.mktemp("read") / "model"
     shutil.copytree(tiny_model_dir, directory)
-    make(replace(CONFIG, hidden_size=32, weight=3.0), seed=4).save(directory / FOLDER)
+    make(replace(CONFIG, hidden_size=32, max_length=400, n_best=20, weight=3.0), seed=4).save(directory / FOLDER)
     model = AcousticModel.load(directory, "cpu", "float32")
     rescorer = model.rescorer()
     assert rescorer is not None
@@ -280,7 +283,7 @@ def test_streams_read_again_what_one_pass_would(engine: Engine) -> None:
     rng = np.random.default_rng(5)
     loud = 0.3 * rng.standard_normal(7 * 16_000).astype(np.float32)
     samples = np.concatenate([loud, np.zeros(24_000, np.float32), loud[: 5 * 16_000]])
-    config = replace(StreamConfig.preset("low"), commit_after=10**9)
+    config = StreamConfig.preset("low", EndpointConfig(max_length=200), commit_after=10**9)
     expected = transcribe_offline(engine, samples, config)
     plain = transcribe_offline(engine, samples, config, BeamDecoder(engine.alphabet))
     assert len(expected) >= 2 and len(plain) >= 2
@@ -455,3 +458,18 @@ def test_rounded_weights_are_what_is_learned_with() -> None:
     weight = torch.randn(2, GROUP, requires_grad=True)
     rounded(weight).sum().backward()  # type: ignore[no-untyped-call]
     assert weight.grad is not None and (weight.grad == 1).all()
+
+
+def test_it_goes_with_models_that_it_can_read(tiny_model_dir: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tiny_model_dir, source)
+    make(replace(CONFIG, hidden_size=32)).save(source / FOLDER)
+    model = load_model(Wav2Vec2ForCTC, source)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+        copy_companions(source, tmp_path / "head", model)
+        model.wav2vec2.encoder.layers[0].feed_forward.output_dense.weight.mul_(1.1)
+        copy_companions(source, tmp_path / "blocks", model)
+    assert sorted(path.name for path in (tmp_path / "head" / FOLDER).iterdir()) == ["config.json", "model.safetensors"]
+    assert not (tmp_path / "blocks").exists()
+    copy_companions(source, source, model)  # of a model that is written over nothing is copied

@@ -18,6 +18,8 @@ from core.checkpoint import load_config, load_model, read_weights, resolve, save
 from core.configuration import Wav2Vec2Config
 from core.normalise import ENGLISH
 from core.pretraining import Wav2Vec2ForPreTraining
+from core.rescorer import FOLDER as RESCORER
+from core.rescorer import Rescorer
 from core.tokenizer import PREPROCESSOR_NAME, VOCAB_NAME, Wav2Vec2Tokenizer, read_json
 from core.training.arguments import make_parser
 from core.training.augment import Augment
@@ -33,7 +35,7 @@ from core.training.pretrain import SIZES, PretrainConfig, pretrain
 from core.training.rescoring import choose_pieces, make_rescorer, read_vocabulary, train_rescorer
 from core.training.run import RunConfig
 from core.training.sentences import count_words, make_sentences
-from core.training.states import StateCorpus
+from core.training.states import StateCorpus, lower_parts
 from core.training.student import add_branch, make_student, make_tokenizer
 from core.training.synthesize import SynthesisConfig, read_sentences, synthesize
 from core.training.voices import find_programs, kokoro, piper
@@ -82,9 +84,26 @@ def save(
     print(f"saved {output}")
 
 
-def copy_language_model(source: Path, output: Path) -> None:
-    if (source / FOLDER).is_dir() and source.resolve() != output.resolve():
+def copy_companions(source: Path, output: Path, model: Wav2Vec2ForCTC) -> None:
+    """The language model that comes with a checkpoint, and its rescorer, if that reads what `model` makes, too."""
+    if source.resolve() == output.resolve():
+        return
+    if (source / FOLDER).is_dir():
         shutil.copytree(source / FOLDER, output / FOLDER, dirs_exist_ok=True)
+    if not (source / RESCORER).is_dir():
+        return
+    n_blocks = Rescorer.load(source / RESCORER).config.n_blocks
+    if is_alike(load_model(Wav2Vec2ForCTC, source), model, n_blocks):
+        shutil.copytree(source / RESCORER, output / RESCORER, dirs_exist_ok=True)
+    else:
+        print(f"{output} comes without the rescorer of {source}: the first {n_blocks} blocks are others")
+
+
+def is_alike(model: Wav2Vec2ForCTC, other: Wav2Vec2ForCTC, n_blocks: int) -> bool:
+    """Whether two models are the same up to a block."""
+    parts = [lower_parts(of, n_blocks) for of in (model, other)]
+    ours, theirs = (torch.cat([p.detach().cpu().flatten() for part in of for p in part.parameters()]) for of in parts)
+    return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-2, atol=1e-4)
 
 
 def show(prepared: Prepared, manifest: Path) -> int:
@@ -167,7 +186,7 @@ def run_branch(args: argparse.Namespace) -> int:
     directory = resolve(args.model)
     model = add_branch(load_model(Wav2Vec2ForCTC, directory), load_teacher(args.teacher)[0], args.first)
     save(model, Wav2Vec2Tokenizer.from_pretrained(directory), args.output)
-    copy_language_model(directory, args.output)
+    copy_companions(directory, args.output, model)
     return 0
 
 
@@ -219,7 +238,7 @@ def run_finetune(args: argparse.Namespace) -> int:
     run = replace(run_config(args), encoder_rate=args.encoder_rate, branch_rate=args.branch_rate, average=args.average)
     finetune(model, batches, run, args.head_steps, word_error_rate, teaching, args.workers, args.consistency)
     save(model, tokenizer, args.output, stored(args))
-    copy_language_model(directory, args.output)
+    copy_companions(directory, args.output, model)
     return 0
 
 
@@ -252,7 +271,7 @@ def run_mix(args: argparse.Namespace) -> int:
             mean[name] += weight * (share / total)
     models[0].load_state_dict(mean)
     save(models[0], Wav2Vec2Tokenizer.from_pretrained(first), args.output, stored(args))
-    copy_language_model(first, args.output)
+    copy_companions(first, args.output, models[0])
     return 0
 
 

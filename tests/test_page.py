@@ -234,7 +234,8 @@ BROKEN = """
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt install chromium)")
 def test_what_goes_wrong_on_the_page(tmp_path: Path) -> None:
-    """Times go on after a session that broke, a microphone that fails is let go of, and two clicks open one."""
+    """Times go on after a session that broke, a microphone that fails is let go of, two clicks open one, and a server
+    out of reach is looked for."""
     heard = tmp_path / "heard.wav"
     soundfile.write(heard, tones("AB", 16000), 16000)
     flags = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
@@ -265,5 +266,16 @@ def test_what_goes_wrong_on_the_page(tmp_path: Path) -> None:
                 await page.run("document.getElementById('microphone').click()")
                 await page.wait(f"{status} === 'Done.'")
                 assert await page.run("streams.length") == 1
+
+                await page.run("document.getElementById('microphone').click()")
+                await page.wait(f"{status} === 'Listening.' && captions.session().acked > 0")
+                # From here on nothing comes through, and nobody closes the connection.
+                await page.run("s = captions.session(); id = s.id; seen = []; on = s.on")
+                await page.run("s.on = (message) => { seen.push(message.type); on(message); }")
+                await page.run("s.socket.onmessage = null; s.heardAt -= 20000")
+                await page.wait("seen.includes('broken') && seen.includes('ready')")
+                assert await page.run("captions.session() === s && s.id === id")
+                await page.run("document.getElementById('microphone').click()")
+                await page.wait(f"{status} === 'Done.'")
 
     asyncio.run(test())

@@ -2,6 +2,7 @@
 // broken connection can be resumed without loss.
 const WINDOW_S = 10; // audio sent ahead of its acknowledgement
 const RETRY_MS = 30_000; // as long as the server keeps a session
+const QUIET_MS = 15_000; // without a word about audio that it was sent, the server is out of reach
 const LINE = 42, CUE_S = 6; // of a subtitle: characters a line (two lines), seconds
 
 const $ = (id) => document.getElementById(id);
@@ -17,6 +18,7 @@ class Session {
     this.sentAt = []; // [samples, ms] when captured
     this.isEnding = this.hasSentEnd = this.isOver = false;
     this.id = this.brokeAt = null;
+    this.watch = setInterval(() => this.look(), 1000);
     this.open();
   }
 
@@ -33,7 +35,19 @@ class Session {
     this.socket.onclose = (event) => this.closed(event);
   }
 
+  /** A network that is gone closes no connection by itself. */
+  look() {
+    if (this.isOver) clearInterval(this.watch);
+    const isTold = this.sent - this.acked < 2 * this.sampleRate; // each second is
+    if (!this.isOpen || isTold || performance.now() - this.heardAt < QUIET_MS) return;
+    const { socket } = this;
+    socket.onmessage = socket.onclose = null;
+    socket.close();
+    this.closed({ code: 1006 });
+  }
+
   receive(message) {
+    this.heardAt = performance.now();
     if (message.type === "ready") {
       Object.assign(this, { id: message.session, isOpen: true, brokeAt: null, nFlushes: message.flushes });
       this.hasSentEnd = message.is_ended;
@@ -333,4 +347,4 @@ addEventListener("drop", (event) => {
   attempt(() => transcribeFile(event.dataTransfer.files[0]));
 });
 $("controls").onsubmit = (event) => event.preventDefault();
-globalThis.captions = { formats, say }; // for tests
+globalThis.captions = { formats, say, session: () => session }; // for tests

@@ -92,6 +92,29 @@ def test_a_tree_has_each_beginning_once() -> None:
     assert np.bincount(tree.of_text).tolist() == [4, 3, 3] and tree.said[[3, 6, 9]].tolist() == [END] * 3
 
 
+def test_texts_go_on_as_one_after_a_difference() -> None:
+    rescorer = make(replace(CONFIG, max_length=60))
+    rest = " SAT ON THE CAT SINGING"
+    texts = [f"THE CAT{rest}", f"A CAT{rest}"]
+    pieces = [rescorer.pieces.encode(text) for text in texts]
+    tree = Tree.of(pieces)
+    n = int(tree.rows.max()) + 1
+    assert n < 1 + len(pieces[0]) + len(pieces[1]) - 4  # most of the rest is there once
+    steps = [tree.rows[tree.of_text == i].tolist() for i in range(2)]
+    assert steps[0][-1] == steps[1][-1] and steps[0][1] != steps[1][1]
+    exact = [rescorer.score(states(30), [text])[0] for text in texts]
+    found = rescorer.score(states(30), texts)
+    assert found[0] == pytest.approx(exact[0], abs=1e-3)  # the first is read after its own beginning
+    assert found[1] == pytest.approx(exact[1], abs=0.1 * abs(exact[1]))
+    again = "CAT SAT CAT SAT CAT SAT CAT SAT"  # a text goes never on in its own past
+    tree = Tree.of([rescorer.pieces.encode(again), rescorer.pieces.encode(f"THE {again}")])
+    for i in range(2):
+        path = tree.rows[tree.of_text == i].tolist()
+        assert len(set(path)) == len(path) == 9 + i
+    alone, beside = (rescorer.score(states(30), texts)[0] for texts in ([again], [again, "A"]))
+    assert alone == pytest.approx(beside, abs=1e-3)
+
+
 def test_long_texts_are_read_up_to_the_last_place() -> None:
     rescorer = make()
     long = "CAT " * 100

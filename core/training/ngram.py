@@ -131,9 +131,9 @@ def write_arpa(model: Ngrams, path: Path) -> None:
             line()
             line(f"\\{n}-grams:")
             for gram in sorted(level):
-                fields = [f"{level[gram] / math.log(10):.3f}", " ".join(gram)]
+                fields = [f"{level[gram] / math.log(10):.2f}", " ".join(gram)]
                 if n < len(levels) and gram[-1] != END:
-                    fields.append(f"{weights.get(gram, 0.0) / math.log(10):.3f}")
+                    fields.append(f"{weights.get(gram, 0.0) / math.log(10):.2f}")
                 line("\t".join(fields))
         line()
         line("\\end\\")

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from core.checkpoint import Undrawn
 from core.configuration import Wav2Vec2Config
 from core.encoder import Attention, FeedForward
 from core.precision import Product, is_fast, pack_blocks
@@ -300,7 +301,9 @@ class Rescorer(nn.Module):
         try:
             settings = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
             known = {field.name for field in fields(RescorerConfig)}
-            rescorer = cls(RescorerConfig(**{name: value for name, value in settings.items() if name in known}))
+            config = RescorerConfig(**{name: value for name, value in settings.items() if name in known})
+            with Undrawn():
+                rescorer = cls(config)
             weights = from_integers(load_file(directory / WEIGHTS_NAME))
             rescorer.load_state_dict({name: weight.float() for name, weight in weights.items()})
         except Exception as e:  # damaged files make their readers raise anything

@@ -86,7 +86,7 @@ def test_frames_that_count_for_more_are_mended_less(folder: Path) -> None:
 def test_a_language_model_that_cannot_be_used_is_told_of(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = SimpleNamespace(alphabet=ALPHABET, directory=folder.parent, name="mine")
+    model = SimpleNamespace(alphabet=ALPHABET, directory=folder.parent, name="mine", rescorer=lambda: None)
     assert isinstance(make_decoder(model), BeamDecoder) and not caplog.records
     monkeypatch.setattr("core.beam.is_installed", lambda: False)
     assert isinstance(make_decoder(model), GreedyDecoder)

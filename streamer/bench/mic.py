@@ -80,10 +80,11 @@ class Probe:
 
     def began(self, samples: Samples) -> float:
         """When the first of the samples sounded, on the monotonic clock: by the promptest of all reads of them."""
-        at = find(samples, decode_pcm(b"".join(data for _, data in self._reads), "pcm_s16le"))
-        ends = np.cumsum([len(data) // 2 for _, data in self._reads])
+        reads = list(self._reads)  # more may come meanwhile
+        at = find(samples, decode_pcm(b"".join(data for _, data in reads), "pcm_s16le"))
+        ends = np.cumsum([len(data) // 2 for _, data in reads])
         during = (ends > at) & (ends <= at + len(samples))
-        times = np.array([moment for moment, _ in self._reads])
+        times = np.array([moment for moment, _ in reads])
         return float(np.min(times[during] - (ends[during] - at) / SAMPLE_RATE))
 
     def __enter__(self) -> Self:

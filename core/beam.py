@@ -230,7 +230,7 @@ class BeamDecoder:
         rows = np.pad(np.asarray(log_probs, np.float32), ((0, 1), (0, 0)), constant_values=NEVER)
         rows[-1, self.alphabet.delimiter] = 0
         rows[:, list(self.alphabet.special)] = NEVER
-        reads = states is not None and self.rescorer is not None
+        rescorer = None if states is None else self.rescorer
         power = 1.0 if self.language_model is None else self.language_model.acoustic
         weight = max(self.weights.values(), default=0.0)
         least = max(self.search.least, LEAST_HOT) if self.hotwords else self.search.least
@@ -240,14 +240,14 @@ class BeamDecoder:
             # The letters of a hot word count before it is whole, or turns out to be another.
             beam_prune_logp=-power * self.search.pruned - weight,
             token_min_logp=power * least,
-            prune_history=not (self.hotwords or reads),  # which leaves one of all texts that end alike
+            prune_history=not (self.hotwords or rescorer),  # which leaves one of all texts that end alike
             hotwords=list(self.hotwords),
             hotword_weight=weight,
         )
         # The library knows one weight: what it gave too much to lesser words is taken back here.
         texts = [(beam[4] - self.excess(beam[0], weight), beam[0]) for beam in beams]
-        if states is not None and self.rescorer is not None:
-            texts = self.rescorer.rank(texts, states)
+        if states is not None and rescorer is not None:
+            texts = rescorer.rank(texts, states)
         text = max(texts)[1] if texts else ""
         return align_words(rows[:-1], start_frame, text, self.alphabet)
 

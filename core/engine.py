@@ -133,12 +133,12 @@ class Engine:
 
     def hear(self, finals: Sequence[Stream | None], windows: Sequence[Samples]) -> list[LogProbs]:
         """What the model makes of whole windows; the streams that this is a final pass of keep what decoders read."""
-        readers = [stream for stream in finals if stream is not None and reads_after(stream.decode)]
-        if not readers:
+        n_blocks = [reads_after(stream.decode) if stream is not None else 0 for stream in finals]
+        if not any(n_blocks):
             return self.model.emit(windows)
-        heard = self.model.emit_with_states(windows, reads_after(readers[0].decode))
-        for stream, (_, states) in zip(finals, heard, strict=True):
-            if stream in readers:
+        heard = self.model.emit_with_states(windows, max(n_blocks))
+        for stream, n, (_, states) in zip(finals, n_blocks, heard, strict=True):
+            if stream is not None and n:
                 stream.states = states
         return [log_probs for log_probs, _ in heard]
 

@@ -109,7 +109,7 @@ class Tree:
     """The pieces of texts, those that are alike in one, and what each text says after which of them.
 
     The best texts of a search differ in a few words. Each beginning is there once, and some pieces after a difference
-    the texts go on as one again: what follows is read after the better of both beginnings alone. Of the texts of 338
+    the texts go on as one again: what follows is read after the first of both beginnings alone. Of the texts of 338
     recordings that leaves a third of the pieces, and the order as good as it was.
     """
 
@@ -288,7 +288,7 @@ class Rescorer(nn.Module):
             else:
                 weights[name] = weight.detach().cpu().half()
         save_file(weights, directory / WEIGHTS_NAME, metadata={"format": "pt"})
-        text = json.dumps(asdict(self.config), indent=None, ensure_ascii=False)
+        text = json.dumps(asdict(self.config), ensure_ascii=False)
         (directory / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
 
     @classmethod

@@ -9,6 +9,7 @@ somewhat shorter than they were spoken.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,7 +121,8 @@ def align_words(log_probs: LogProbs, start_frame: int, text: str, alphabet: Alph
     ]
 
 
-def spell(word: str, alphabet: Alphabet) -> list[int]:
+@lru_cache(1 << 14)
+def spell(word: str, alphabet: Alphabet) -> tuple[int, ...]:
     """The ids of a word's letters. Longer ones win: with `c`, `h` and `ch`, `chac` -> `ch a c`."""
     known = alphabet.ids()
     longest = max(map(len, known), default=0)
@@ -134,4 +136,4 @@ def spell(word: str, alphabet: Alphabet) -> list[int]:
             raise ValueError(f"Expected a text in the model's letters. Found: {word[start]!r}")
         start += len(found[0])
         spelled.append(found[1])
-    return spelled
+    return tuple(spelled)

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from core.acoustic import AcousticModel, Features
-from core.aligner import align_words
+from core.aligner import align_words, spell
 from core.decoder import Alphabet, Decode, GreedyDecoder, WordSpan
+from core.proposals import Proposals, ReadingDecoder
 from core.rescorer import Rescorer
 from core.stitcher import LogProbs
 
@@ -247,9 +248,35 @@ class BeamDecoder:
         # The library knows one weight: what it gave too much to lesser words is taken back here.
         texts = [(beam[4] - self.excess(beam[0], weight), beam[0]) for beam in beams]
         if states is not None and rescorer is not None:
+            if rescorer.config.is_proposing:
+                found = [text for _, text in sorted(texts, reverse=True)[: rescorer.config.n_best]]
+                has_model = self.language_model is not None
+                proposals = Proposals(rescorer, self.alphabet, rows[:-1], states, self.prior, has_model)
+                return align_words(rows[:-1], start_frame, proposals.best(found), self.alphabet)
             texts = rescorer.rank(texts, states)
         text = max(texts)[1] if texts else ""
         return align_words(rows[:-1], start_frame, text, self.alphabet)
+
+    def prior(self, texts: Sequence[str]) -> list[float]:
+        """What the language model and the hot words add to the scores of texts.
+
+        The library tells it of what it finds alone: it is given frames that can say nothing else.
+        """
+        if self.language_model is None and not self.hotwords:
+            return [0.0] * len(texts)
+        weight = max(self.weights.values(), default=0.0)
+        added = []
+        for text in texts:
+            ids: list[int] = []
+            for word in text.split():
+                for i in (*spell(word, self.alphabet), self.alphabet.delimiter):
+                    ids += [self.alphabet.blank, i] if ids and ids[-1] == i else [i]
+            rows = np.full((len(ids), len(self.alphabet.tokens)), NEVER, np.float32)
+            rows[range(len(ids)), ids] = 0
+            hotwords = list(self.hotwords)
+            beams = self.engine.decode_beams(rows, beam_width=1, hotwords=hotwords, hotword_weight=weight)
+            added.append(beams[0][4] - beams[0][3] - self.excess(text, weight))
+        return added
 
     def excess(self, text: str, weight: float) -> float:
         padded = f" {text} "
@@ -270,19 +297,21 @@ def make_decoder(model: AcousticModel, lm: str | Path = "auto", hotwords: Mappin
     """
     language_model = rescorer = None
     if lm == "auto":
+        rescorer = model.rescorer()
         if model.directory is not None and (model.directory / FOLDER).is_dir():
             if is_installed():
                 language_model = LanguageModel.of_checkpoint(model.directory)
-                rescorer = model.rescorer()
             else:
                 logger.warning(
                     "%s goes without its language model, which needs: pip install 'streamer[lm]'", model.name
                 )
     elif lm != "none":
         language_model = LanguageModel.load(lm)
-    if language_model is None and not hotwords:
-        return GreedyDecoder(model.alphabet)
-    return BeamDecoder(model.alphabet, language_model, hotwords or {}, rescorer=rescorer)
+    if language_model is not None or hotwords:
+        return BeamDecoder(model.alphabet, language_model, hotwords or {}, rescorer=rescorer)
+    if rescorer is not None and rescorer.config.is_proposing and model.alphabet.delimiter != model.alphabet.blank:
+        return ReadingDecoder(model.alphabet, rescorer)
+    return GreedyDecoder(model.alphabet)
 
 
 def is_installed() -> bool:

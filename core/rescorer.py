@@ -12,9 +12,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 import torch
@@ -26,15 +25,13 @@ from torch import Tensor, nn
 from core.checkpoint import Undrawn
 from core.configuration import Wav2Vec2Config
 from core.encoder import Attention, FeedForward
+from core.pieces import BEGIN, END, N_SPECIAL, Pieces, Tree
 from core.precision import Product, is_fast, pack_blocks
 from core.rounding import GROUP, SUFFIX, from_integers, to_int4
 
 FOLDER = "rescorer"
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
-END, BEGIN = 0, 1  # ids of what follows the last piece, and of what comes before the first
-N_SPECIAL = 2
-MERGE, NEAR = 4, 3  # texts go on as one where they had so many pieces alike, at places so near to each other
-ROUND = 16  # pieces are padded to multiples of it, as processors' kernels are made anew for each new shape
+ROUND, ROOM = 16, 64  # pieces and what they see are padded to multiples: kernels are made anew for each new shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +50,10 @@ class RescorerConfig:
     intermediate_size: int = 2048
     max_length: int = 256  # pieces and their end; longer texts are read up to there
     weight: float = 0.8  # of a text's log-probability beside the score that the search gave it
-    n_best: int = 20  # texts that are read
+    n_best: int = 20  # texts of the search that are read
+    is_proposing: bool = True  # texts that the search did not find (`core.proposals`)
+    frames: float = 0.36  # weight of the frames' log-probability, where it proposes
+    alone: float = 1.6  # in place of `weight` where it proposes without a language model
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pieces", tuple(self.pieces))
@@ -75,76 +75,6 @@ class RescorerConfig:
             activation_dropout=0.0,
             attention_dropout=0.0,
         )
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """What texts are made of: letters, syllables and words, which begin with a space where they begin a word."""
-
-    texts: tuple[str, ...]
-
-    @cached_property
-    def ids(self) -> dict[str, int]:
-        return {piece: i for i, piece in enumerate(self.texts, N_SPECIAL)}
-
-    @cached_property
-    def longest(self) -> int:
-        return max(map(len, self.texts))
-
-    def encode(self, text: str) -> list[int]:
-        """The pieces of words, the longest that fit, from left to right. Letters that are none are left out."""
-        ids: list[int] = []
-        for word in text.lower().split():
-            rest = f" {word}"
-            while rest:
-                n = next((n for n in range(min(self.longest, len(rest)), 0, -1) if rest[:n] in self.ids), 0)
-                if n:
-                    ids.append(self.ids[rest[:n]])
-                rest = rest[max(n, 1) :]
-        return ids
-
-
-@dataclass(frozen=True, slots=True)
-class Tree:
-    """The pieces of texts, those that are alike in one, and what each text says after which of them.
-
-    The best texts of a search differ in a few words. Each beginning is there once, and some pieces after a difference
-    the texts go on as one again: what follows is read after the first of both beginnings alone. Of the texts of 338
-    recordings that leaves a third of the pieces, and the order as good as it was.
-    """
-
-    pieces: NDArray[np.int64]  # (node,) ids; the first is `BEGIN`
-    places: NDArray[np.int64]  # (node,) in the text
-    seen: NDArray[np.bool_]  # (node, node) those that lead to it, and itself
-    rows: NDArray[np.int64]  # (step,) nodes, of all texts one after another
-    said: NDArray[np.int64]  # (step,) what follows there
-    of_text: NDArray[np.int64]  # (step,)
-
-    @classmethod
-    def of(cls, texts: Sequence[Sequence[int]]) -> Tree:
-        nodes: dict[tuple[int, ...], int] = {}  # the newest by its last pieces
-        made, places, paths = [(0, BEGIN)], [0], [frozenset[int]()]  # what is before each node, and its piece
-        steps: list[tuple[int, int, int]] = []
-        for number, text in enumerate(texts):
-            node, last = 0, (BEGIN,) * MERGE
-            for piece in text:
-                steps.append((node, piece, number))
-                last, place = (*last[1:], piece), places[node] + 1
-                found = nodes.get(last, -1)
-                if found < 0 or abs(places[found] - place) > NEAR or found in paths[node] or found == node:
-                    found = nodes[last] = len(made)
-                    made.append((node, piece))
-                    places.append(place)
-                    paths.append(paths[node] | {node})
-                node = found
-            steps.append((node, END, number))
-        n = -(-len(made) // ROUND) * ROUND
-        pieces, seen = np.full(n, BEGIN), np.eye(n, dtype=bool)
-        for node, (_, piece) in enumerate(made):
-            pieces[node] = piece
-            seen[node, list(paths[node])] = True
-        rows, said, of_text = np.array(steps).T
-        return cls(pieces, np.pad(places, (0, n - len(places))), seen, rows, said, of_text)
 
 
 class CrossAttention(nn.Module):
@@ -184,6 +114,10 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, causal: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         x = x + self.dropout(self.attention(self.layer_norm(x), causal, False)[0])
+        return self.hear(x, k, v, mask)
+
+    def hear(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What follows the attention to pieces."""
         x = x + self.dropout(self.cross_attention(self.cross_layer_norm(x), k, v, mask))
         return torch.as_tensor(x + self.dropout(self.feed_forward(self.final_layer_norm(x))))
 
@@ -225,35 +159,29 @@ class Rescorer(nn.Module):
             (text, piece, id) logits.
         """
         places = torch.arange(read.shape[1], device=read.device)
-        return self.run(states, read, places, places[:, None] >= places, mask)
+        states, x = self.state_norm(states), self.embed(read, places)
+        for layer in self.blocks():
+            x = layer(x, places[:, None] >= places, *layer.cross_attention.project(states), mask)
+        return self.following(x)
 
-    def run(self, states: Tensor, read: Tensor, places: Tensor, seen: Tensor, mask: Tensor | None = None) -> Tensor:
-        """As `forward`, of pieces at `places` (piece,); each sees those of its row of `seen` (piece, piece)."""
-        states = self.state_norm(states)
-        x = self.embedding(read) + self.positions[places.clamp(max=self.config.max_length - 1)]
-        for layer in self.layers:
-            assert isinstance(layer, DecoderLayer)
-            x = layer(x, seen, *layer.cross_attention.project(states), mask)
+    def blocks(self) -> list[DecoderLayer]:
+        return cast(list[DecoderLayer], list(self.layers))
+
+    def embed(self, read: Tensor, places: Tensor) -> Tensor:
+        """(text, piece, hidden) of ids at `places` (piece,)."""
+        return torch.as_tensor(self.embedding(read) + self.positions[places.clamp(max=self.config.max_length - 1)])
+
+    def following(self, x: Tensor) -> Tensor:
+        """(text, piece, id) logits of what the last block leaves."""
         x = self.layer_norm(x)
         return F.linear(x, self.embedding.weight) if self.head is None else torch.as_tensor(self.head(x))
 
-    @torch.inference_mode()
     def score(self, states: NDArray[np.float32], texts: Sequence[str]) -> list[float]:
-        """Natural log-probability of each text, given the (n_frames, hidden) states of the encoder.
-
-        The texts are read at once, as a `Tree`, each piece of which sees what leads to it alone.
-        """
+        """Natural log-probability of each text, given the (n_frames, hidden) states of the encoder."""
         if not texts or not len(states):
             return [0.0] * len(texts)
-        tree = Tree.of([self.pieces.encode(text)[: self.config.max_length - 1] for text in texts])
-        device = self.positions.device
-        read, places, seen = (torch.from_numpy(part).to(device) for part in (tree.pieces, tree.places, tree.seen))
-        heard = torch.from_numpy(states)[None].to(device, self.positions.dtype)
-        logits = self.run(heard, read[None], places, seen)[0]
-        log_probs = F.log_softmax(logits, -1, dtype=torch.float32)
-        said = log_probs[torch.from_numpy(tree.rows), torch.from_numpy(tree.said)].cpu().numpy()
-        scores: list[float] = np.bincount(tree.of_text, said, len(texts)).tolist()
-        return scores
+        reading = Reading(self, states)
+        return [reading.log_prob(nodes) for nodes in reading.read(texts)]
 
     def rank(self, texts: Sequence[tuple[float, str]], states: NDArray[np.float32]) -> list[tuple[float, str]]:
         """The best of texts with scores, and what those are after reading them against the states."""
@@ -310,6 +238,69 @@ class Rescorer(nn.Module):
             why = " ".join(str(e).split())[:200]
             raise RescorerError(f"Expected {CONFIG_NAME} and {WEIGHTS_NAME} of a rescorer in {directory}: {why}") from e
         return rescorer.eval()
+
+
+class Reading:
+    """What was read against the states of one audio, as a `Tree` that grows: each piece sees what leads to it alone.
+
+    Keys and values of what was read are kept, so that only what is new is computed.
+    """
+
+    def __init__(self, rescorer: Rescorer, states: NDArray[np.float32]) -> None:
+        self.rescorer, self.tree = rescorer, Tree()
+        self.log_probs = np.zeros((0, N_SPECIAL + len(rescorer.config.pieces)), np.float32)  # (node, id) what follows
+        self.kept: list[tuple[Tensor, Tensor]] = []  # keys and values (1, head, room, D / n_heads) of each block
+        device, dtype = rescorer.positions.device, rescorer.positions.dtype
+        with torch.inference_mode():
+            heard = rescorer.state_norm(torch.from_numpy(states)[None].to(device, dtype))
+            projected = (layer.cross_attention.project(heard) for layer in rescorer.blocks())
+            self.heard = [(k.contiguous(), v.contiguous()) for k, v in projected]
+
+    def encode(self, text: str) -> list[int]:
+        """The pieces of a text, as many as are read."""
+        return self.rescorer.pieces.encode(text)[: self.rescorer.config.max_length - 1]
+
+    def read(self, texts: Sequence[str]) -> list[list[int]]:
+        """The nodes of each text, all read."""
+        found = [self.tree.walk(self.encode(text)) for text in texts]
+        self.catch_up()
+        return found
+
+    def log_prob(self, nodes: Sequence[int]) -> float:
+        """Natural logarithm of the probability of a text, given its nodes."""
+        said = [*(self.tree.pieces[node] for node in nodes[1:]), END]
+        return float(self.log_probs[nodes, said].sum())
+
+    @torch.inference_mode()
+    def catch_up(self) -> None:
+        """Reads the nodes that are new."""
+        first, end = len(self.log_probs), len(self.tree.pieces)
+        if first == end:
+            return
+        n = -(-(end - first) // ROUND) * ROUND
+        room = -(-end // ROOM) * ROOM
+        pieces, places = np.full((1, n), BEGIN), np.zeros(n, np.int64)
+        pieces[0, : end - first], places[: end - first] = self.tree.pieces[first:], self.tree.places[first:]
+        seen = np.zeros((n, room), bool)
+        seen[:, 0] = True  # what is padding sees something
+        for row, path in enumerate(self.tree.paths[first:]):
+            seen[row, [*path, first + row]] = True
+        rescorer, device = self.rescorer, self.rescorer.positions.device
+        mask = torch.from_numpy(seen).to(device)
+        x = rescorer.embed(torch.from_numpy(pieces).to(device), torch.from_numpy(places).to(device))
+        for i, layer in enumerate(rescorer.blocks()):
+            q, *new = layer.attention.project(layer.layer_norm(x))
+            if i == len(self.kept):
+                self.kept.append((new[0][:, :, :0], new[1][:, :, :0]))
+            k, v = (
+                F.pad(kept, (0, 0, 0, room - kept.shape[2])) if kept.shape[2] < room else kept for kept in self.kept[i]
+            )
+            k[:, :, first:end], v[:, :, first:end] = (part[:, :, : end - first] for part in new)
+            self.kept[i] = k, v
+            x = x + layer.attention.attend(q, k, v, mask)[0]
+            x = layer.hear(x, *self.heard[i])
+        following = F.log_softmax(rescorer.following(x)[0, : end - first], -1, dtype=torch.float32)
+        self.log_probs = np.concatenate([self.log_probs, following.cpu().numpy()])
 
 
 def is_rounded(name: str, weight: Tensor) -> bool:

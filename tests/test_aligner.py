@@ -116,7 +116,7 @@ def test_letters_of_several_characters() -> None:
     assert [word.text for word in decode_greedy(log_probs, 0, alphabet)] == ["CHA", "CH"]
     first, _ = align_words(log_probs, 0, "CHA CH", alphabet)
     assert (first.start_frame, first.end_frame, first.confidence) == (0, 4, 0.95)
-    assert spell("chaCHhc", alphabet) == [4, 5, 4, 3, 2]
+    assert spell("chaCHhc", alphabet) == (4, 5, 4, 3, 2)
     with pytest.raises(ValueError, match="Found: 'X'"):
         align_words(log_probs, 0, "CHX", alphabet)
 

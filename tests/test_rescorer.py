@@ -23,8 +23,9 @@ from core.checkpoint import load_model
 from core.endpoint import EndpointConfig
 from core.engine import Engine
 from core.offline import transcribe_offline
+from core.pieces import BEGIN, END, N_SPECIAL, Pieces, Tree
 from core.precision import is_fast
-from core.rescorer import BEGIN, END, FOLDER, N_SPECIAL, Pieces, Rescorer, RescorerConfig, RescorerError, Tree
+from core.rescorer import FOLDER, Rescorer, RescorerConfig, RescorerError
 from core.rounding import GROUP, SHARES, from_int4, from_integers, to_int4
 from core.stream import StreamConfig
 from core.training.command import copy_companions, main
@@ -84,32 +85,27 @@ def test_a_tree_reads_what_its_texts_would_one_by_one() -> None:
 
 
 def test_a_tree_has_each_beginning_once() -> None:
-    pieces = Pieces(PIECES)
-    tree = Tree.of([pieces.encode(text) for text in ("THE CAT SAT", "THE CAT", "THE SAT")])
-    n = 5  # the beginning, the, the cat, the cat sat, the sat
-    assert tree.places[:n].tolist() == [0, 1, 2, 3, 2] and tree.seen[:n].sum(1).tolist() == [1, 2, 3, 4, 3]
-    assert (tree.seen[n:] == np.eye(len(tree.pieces), dtype=bool)[n:]).all()
-    assert np.bincount(tree.of_text).tolist() == [4, 3, 3] and tree.said[[3, 6, 9]].tolist() == [END] * 3
+    pieces, tree = Pieces(PIECES), Tree()
+    walks = [tree.walk(pieces.encode(text)) for text in ("THE CAT SAT", "THE CAT", "THE SAT")]
+    assert walks == [[0, 1, 2, 3], [0, 1, 2], [0, 1, 4]]  # the beginning, the, the cat, the cat sat, the sat
+    assert tree.places == [0, 1, 2, 3, 2] and list(map(len, tree.paths)) == [0, 1, 2, 3, 2]
 
 
 def test_texts_go_on_as_one_after_a_difference() -> None:
     rescorer = make(replace(CONFIG, max_length=60))
     rest = " SAT ON THE CAT SINGING"
     texts = [f"THE CAT{rest}", f"A CAT{rest}"]
-    pieces = [rescorer.pieces.encode(text) for text in texts]
-    tree = Tree.of(pieces)
-    n = int(tree.rows.max()) + 1
-    assert n < 1 + len(pieces[0]) + len(pieces[1]) - 4  # most of the rest is there once
-    steps = [tree.rows[tree.of_text == i].tolist() for i in range(2)]
-    assert steps[0][-1] == steps[1][-1] and steps[0][1] != steps[1][1]
+    pieces, tree = [rescorer.pieces.encode(text) for text in texts], Tree()
+    one, other = map(tree.walk, pieces)
+    assert len(tree.pieces) < 1 + len(pieces[0]) + len(pieces[1]) - 4  # most of the rest is there once
+    assert one[-1] == other[-1] and one[1] != other[1]
     exact = [rescorer.score(states(30), [text])[0] for text in texts]
     found = rescorer.score(states(30), texts)
     assert found[0] == pytest.approx(exact[0], abs=1e-3)  # the first is read after its own beginning
     assert found[1] == pytest.approx(exact[1], abs=0.1 * abs(exact[1]))
-    again = "CAT SAT CAT SAT CAT SAT CAT SAT"  # a text goes never on in its own past
-    tree = Tree.of([rescorer.pieces.encode(again), rescorer.pieces.encode(f"THE {again}")])
-    for i in range(2):
-        path = tree.rows[tree.of_text == i].tolist()
+    again, tree = "CAT SAT CAT SAT CAT SAT CAT SAT", Tree()  # a text goes never on in its own past
+    for i, text in enumerate((again, f"THE {again}")):
+        path = tree.walk(rescorer.pieces.encode(text))
         assert len(set(path)) == len(path) == 9 + i
     alone, beside = (rescorer.score(states(30), texts)[0] for texts in ([again], [again, "A"]))
     assert alone == pytest.approx(beside, abs=1e-3)
@@ -261,7 +257,7 @@ class Liking(Rescorer):
     """Likes texts as it is told."""
 
     def __init__(self, likes: dict[str, float], n_best: int = 10) -> None:
-        super().__init__(replace(CONFIG, n_best=n_best))
+        super().__init__(replace(CONFIG, n_best=n_best, is_proposing=False))
         self.likes, self.heard = likes, [0]
 
     def score(self, states: NDArray[np.float32], texts: Sequence[str]) -> list[float]:

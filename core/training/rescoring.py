@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from core.rescorer import N_SPECIAL, Pieces, Rescorer, RescorerConfig, is_rounded
+from core.pieces import N_SPECIAL, Pieces
+from core.rescorer import Rescorer, RescorerConfig, is_rounded
 from core.rounding import from_int4, to_int4
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.training.run import Run, RunConfig

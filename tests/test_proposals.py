@@ -1,0 +1,216 @@
+"""Texts that the rescorer proposes: their likelihood by brute force, reading by pieces, and what may come of it."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from planted import ALPHABET, TOKENS
+from test_beam import folder, frames  # noqa: F401, a fixture
+from test_rescorer import CONFIG, PIECES, TEXTS, make, states
+
+from core.beam import BeamDecoder, LanguageModel, make_decoder
+from core.decoder import GreedyDecoder, draft, reads_after
+from core.likelihood import log_likelihoods
+from core.pieces import BEGIN, END
+from core.proposals import Change, Proposals, ReadingDecoder
+from core.rescorer import Reading, Rescorer
+
+
+def collapse(path: tuple[int, ...], silent: tuple[int, int]) -> tuple[int, ...]:
+    """Labels of a path; delimiters once between words, and none at the ends."""
+    blank, delimiter = silent
+    labels = [k for k, _ in itertools.groupby(path) if k != blank]
+    words = [tuple(of) for is_gap, of in itertools.groupby(labels, lambda k: k == delimiter) if not is_gap]
+    return tuple(itertools.chain(*([delimiter, *word] for word in words)))[1:]
+
+
+def test_a_text_is_as_likely_as_all_its_paths() -> None:
+    rng = np.random.default_rng(0)
+    log_probs = np.log(rng.dirichlet(np.full(4, 0.5), 7)).astype(np.float32)
+    sums: dict[tuple[int, ...], float] = {}
+    for path in itertools.product(range(4), repeat=7):
+        text = collapse(path, (0, 1))
+        sums[text] = sums.get(text, 0.0) + float(np.exp(log_probs[range(7), path].sum(dtype=np.float64)))
+    assert sum(sums.values()) == pytest.approx(1, abs=1e-5)
+    texts = list(sums)
+    found = log_likelihoods(log_probs, texts, (0, 1))
+    np.testing.assert_allclose(np.exp(found), list(sums.values()), rtol=1e-5)
+    alone = [float(log_likelihoods(log_probs, [text], (0, 1))[0]) for text in texts]
+    np.testing.assert_allclose(found, alone, rtol=1e-6)
+    assert log_likelihoods(log_probs, [(2,) * 8, (2, 2, 2, 2, 2)], (0, 1)).tolist() == [-np.inf] * 2
+    assert log_likelihoods(log_probs, [], (0, 1)).shape == (0,)
+    assert log_likelihoods(log_probs[:0], [(), (2,)], (0, 1)).tolist() == [0, -np.inf]
+
+
+def test_long_frames_are_followed_where_texts_may_be() -> None:
+    rng = np.random.default_rng(1)
+    log_probs = np.log(rng.dirichlet(np.full(len(TOKENS), 0.1), 400) + 1e-12).astype(np.float32)
+    texts = [tuple(rng.integers(2, len(TOKENS), 120).tolist()) for _ in range(2)]
+    texts += [texts[0][:60] + texts[0][62:], texts[1][:100]]
+    labels = [torch.tensor(text) for text in texts]
+    lengths = torch.tensor([len(text) for text in texts])
+    expected = -torch.nn.functional.ctc_loss(  # counts no delimiters as silence
+        torch.from_numpy(without_delimiters(log_probs)).double()[:, None].expand(-1, 4, -1),
+        torch.cat(labels),
+        torch.full((4,), 400),
+        lengths,
+        reduction="none",
+    )
+    found = log_likelihoods(without_delimiters(log_probs), texts, (0, 1))
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
+
+
+def without_delimiters(log_probs: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.where(np.arange(len(TOKENS)) == 1, -1e4, log_probs).astype(np.float32)
+
+
+def test_pieces_read_one_by_one_are_those_read_at_once() -> None:
+    rescorer, heard = make(), states(30)
+    one, whole = Reading(rescorer, heard), Reading(rescorer, heard)
+    nodes = whole.read(TEXTS)
+    for text in TEXTS:
+        node = 0
+        one.catch_up()
+        for piece in one.encode(text):
+            node = one.tree.follow(node, piece)
+            one.catch_up()
+    again = one.read(TEXTS)
+    assert one.tree.pieces == whole.tree.pieces
+    np.testing.assert_allclose(one.log_probs, whole.log_probs, atol=1e-4)
+    assert [one.log_prob(of) for of in again] == pytest.approx([whole.log_prob(of) for of in nodes], abs=1e-3)
+    assert len(one.kept[0][0][0, 0]) % 64 == 0
+    with torch.no_grad():
+        read = torch.tensor([[BEGIN, *rescorer.pieces.encode("THE CAT")]])
+        expected = rescorer(torch.from_numpy(heard)[None], read)[0].log_softmax(-1)
+    np.testing.assert_allclose(one.log_probs[one.read(["THE CAT"])[0]], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "trimmed"),
+    [
+        (Change(0, 2, ("A", "D")), Change(1, 2, ("D",))),
+        (Change(1, 3, ("B",)), Change(2, 3, ())),
+        (Change(1, 1, ("X",)), Change(1, 1, ("X",))),
+        (Change(1, 2, ("X", "B")), Change(1, 1, ("X",))),
+        (Change(0, 3, ("A", "B", "C")), Change(3, 3, ())),
+    ],
+)
+def test_changes_keep_what_stays(change: Change, trimmed: Change) -> None:
+    words = ["A", "B", "C"]
+    assert change.trimmed(words) == trimmed and trimmed.of(words) == change.of(words)
+
+
+def test_changes_beside_each_other() -> None:
+    one = Change(1, 2, ("X",))
+    assert (
+        one.is_beside(Change(2, 3, ())) and one.is_beside(Change(0, 1, ("Y",))) and one.is_beside(Change(4, 4, ("Z",)))
+    )
+    for other in (one, Change(1, 3, ()), Change(2, 2, ("Z",)), Change(1, 1, ("Z",))):
+        assert not one.is_beside(other) and not other.is_beside(one)
+
+
+class Wishing(Rescorer):
+    """Says what it was told, whatever it read before, as far as the place in the text goes."""
+
+    def __init__(self, text: str, frames: float = 0.3) -> None:
+        super().__init__(replace(CONFIG, n_best=1, frames=frames, alone=1.0, weight=1.0))
+        self.wish = [*self.pieces.encode(text), END]
+
+    def following(self, x: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(*x.shape[:2], self.embedding.num_embeddings)
+        for row, place in enumerate(self.read_at.tolist()):
+            logits[0, row, self.wish[min(place, len(self.wish) - 1)]] = 8
+        return logits
+
+    def embed(self, read: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        self.read_at = places
+        return super().embed(read, places)
+
+
+def said(decoder: BeamDecoder | ReadingDecoder, rows: NDArray[np.float32]) -> str:
+    return " ".join(word.text for word in decoder(rows, 0, states(len(rows))))
+
+
+@pytest.mark.parametrize("kind", [ReadingDecoder, BeamDecoder])
+def test_what_was_misheard_is_put_right(kind: type) -> None:
+    rows = frames("THE CUT SET", {5: "A", 9: "A"}, sure=0.9)
+    decoder = kind(ALPHABET, rescorer=Wishing("THE CAT SAT"))
+    assert said(decoder, rows) == "THE CAT SAT"
+    assert said(kind(ALPHABET, rescorer=Wishing("THE CAT SAT", frames=40.0)), rows) == "THE CUT SET"
+    assert " ".join(word.text for word in decoder(rows, 0)) == "THE CUT SET"  # a partial
+    words = decoder(rows, 100, states(len(rows)))
+    assert [(word.start_frame, word.end_frame) for word in words] == [(100, 105), (108, 113), (116, 121)]
+
+
+def test_what_was_not_heard_is_not_said() -> None:
+    rows = frames("THE CAT SAT")
+    for wish in ("SINGING", "THE CAT SAT THE CAT SAT THE CAT SAT", "A", ""):
+        for kind in (ReadingDecoder, BeamDecoder):
+            assert said(kind(ALPHABET, rescorer=Wishing(wish, frames=2.0)), rows) == "THE CAT SAT"
+            assert kind(ALPHABET, rescorer=Wishing(wish, frames=0.0))(rows[1::2], 0, states(11)) == []  # silence
+
+
+def test_the_language_model_has_its_say(folder) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    decoder = BeamDecoder(ALPHABET, LanguageModel.load(folder), {"otter": 3.0, "sea cat": 5.0})
+    texts = ["THE CAT SAT", "THE CAT SET", "THE SEE OTTER", "BOOKKEEPER SEES", "A SEA CAT"]
+    found = decoder.prior(texts)
+    for text, prior in zip(texts, found, strict=True):
+        rows = frames(text)
+        decoder_rows = np.pad(rows, ((0, 1), (0, 0)), constant_values=-1e4)
+        decoder_rows[-1, 1] = 0
+        weight = max(decoder.weights.values())
+        beams = decoder.engine.decode_beams(
+            decoder_rows, beam_width=500, beam_prune_logp=-500, token_min_logp=-9.0,
+            hotwords=list(decoder.hotwords), hotword_weight=weight,
+        )  # fmt: skip
+        own = next(beam for beam in beams if beam[0] == text)
+        assert prior == pytest.approx(own[4] - own[3] - decoder.excess(text, weight), abs=0.05), text
+    assert found[0] > found[1]
+    assert BeamDecoder(ALPHABET).prior(texts) == [0.0] * len(texts)
+
+
+def test_scores_add_up() -> None:
+    rescorer, heard = make(replace(CONFIG, weight=0.5)), states(30)
+    rows = frames("THE CAT SAT")
+    proposals = Proposals(rescorer, ALPHABET, rows, heard, lambda texts: [2.0] * len(texts), True)
+    assert proposals.best(["THE CAT SAT", "THE CAT"]) in proposals.scores
+    labels = [proposals.labels(text) for text in proposals.scores]
+    likely = log_likelihoods(rows, labels, ALPHABET.silent)
+    # The tree joins texts again after what they differ in: those of the first call are exact.
+    for (text, score), by_frames in list(zip(proposals.scores.items(), likely, strict=True))[:2]:
+        expected = rescorer.config.frames * by_frames + 2 + 0.5 * rescorer.score(heard, [text])[0]
+        assert score == pytest.approx(expected, abs=1e-3)
+    assert Proposals(rescorer, ALPHABET, rows, heard).best([]) == ""
+    assert Proposals(rescorer, ALPHABET, rows[:3], heard).best(["THE CAT SAT"]) == "THE CAT SAT"  # no room for it
+
+
+def test_any_pieces_lead_to_texts_of_the_alphabet() -> None:
+    """Whatever a network that learned nothing proposes, in texts with words that it has no pieces for."""
+    rows = frames("THE CAT ÉÉ SAT".replace("É", "X"))
+    for seed in range(6):
+        config = replace(CONFIG, pieces=(*PIECES, " é", "7", " 7"), alone=3.0, frames=0.001)
+        proposals = Proposals(make(config, seed), ALPHABET, rows, states(len(rows), seed))
+        text = proposals.best(["THE CAT XX SAT"])
+        assert len(proposals.scores) > 3 and set("".join(proposals.judged)) <= {*"ABCDEFGHIJKLMNOPQRSTUVWXYZ' "}
+        assert proposals.scores[text] == max(proposals.scores.values())
+    few = replace(CONFIG, pieces=tuple(piece for piece in PIECES if "x" not in piece), alone=3.0, frames=0.001)
+    assert Proposals(make(few), ALPHABET, rows, states(len(rows))).best(["XX CAT XX"])
+    short = replace(CONFIG, max_length=4)
+    assert Proposals(make(short), ALPHABET, rows, states(len(rows))).best(["THE CAT SAT THE CAT"])
+
+
+def test_it_is_used_without_a_language_model() -> None:
+    rescorer = make()
+    model = SimpleNamespace(alphabet=ALPHABET, directory=None, name="mine", rescorer=lambda: rescorer)
+    decoder = make_decoder(model)  # type: ignore[arg-type]
+    assert isinstance(decoder, ReadingDecoder) and reads_after(decoder) == CONFIG.n_blocks
+    assert isinstance(draft(decoder), GreedyDecoder)
+    assert isinstance(make_decoder(model, "none"), GreedyDecoder)  # type: ignore[arg-type]
+    rescorer.config = replace(CONFIG, is_proposing=False)
+    assert isinstance(make_decoder(model), GreedyDecoder)  # type: ignore[arg-type]

@@ -168,7 +168,7 @@ class BeamDecoder:
     hotwords: Mapping[str, float] = field(default_factory=dict)
     search: Search = WHOLE
     engine: Any = None
-    rescorer: Rescorer | None = None  # reads the best texts of final passes again
+    rescorer: Rescorer | None = None  # reads the best texts of final passes again, and proposes others
 
     def __post_init__(self) -> None:
         if self.alphabet.delimiter == self.alphabet.blank:
@@ -287,8 +287,8 @@ def make_decoder(model: AcousticModel, lm: str | Path = "auto", hotwords: Mappin
     """From frames to words for this model.
 
     Args:
-        lm: a file or folder; `auto` is the checkpoint's own where there is one and the library is installed; `none`
-            is the best path.
+        lm: a file or folder; `auto` is the checkpoint's own where there is one and the library is installed, and
+            its rescorer where it has one; `none` is the best path.
         hotwords: see `parse_hotwords`.
 
     Raises:

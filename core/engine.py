@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -24,7 +24,7 @@ from core.audio import (
     to_seconds,
 )
 from core.commitment import UNSURE_AFTER, after, keep_committed, n_agreed
-from core.decoder import Decode, DecodeStates, GreedyDecoder, WordSpan, draft, reads_after
+from core.decoder import Decode, DecodeStates, GreedyDecoder, Path, WordSpan, decode_paths, draft, reads_after
 from core.feature_cache import Window, read_features
 from core.features import normalize
 from core.ring_buffer import RingBuffer
@@ -34,13 +34,21 @@ from core.statistics import Statistics
 from core.stitcher import Emission, Joint, LogProbs, StitchedFrames, stitch_all
 from core.stream import Pass, Stream, StreamConfig, hops_to_endpoint
 from core.tail import Memory, Step, emit_steps
-from core.transcript import Event, Transcript, Word, make_transcript
+from core.transcript import Event, Transcript, Word
 
 LEAD, TRAIL = 1, 2  # frames by which a word is wider than its spikes; against an independent aligner
 STEADY_AGE = 18  # stable frames after a word, for it to be shown where partials are steady
 SETTLE = 250  # stable frames that are decoded again at each step, where what follows may change the words before
 MOST_SHAPES = 4  # of windows that slots are made for; streams with others have none
 MOST_STILL = 64  # windows without any change whose log-probabilities are kept
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Joined:
+    """A step's frames, and the words after the settled ones, where the stream decodes greedily and shows partials."""
+
+    frames: StitchedFrames
+    spans: list[WordSpan] | None
 
 
 class Engine:
@@ -166,8 +174,12 @@ class Engine:
             self.slots[shape] = Slots(self.model, self.model.n_slots, *shape)
         return self.slots.get(shape)
 
-    def join(self, work: Sequence[tuple[Stream, Pass]], emitted: Sequence[LogProbs]) -> list[StitchedFrames | None]:
-        """The frames of each stream, continued by the window of its step; None of final passes. Changes no stream."""
+    def join(self, work: Sequence[tuple[Stream, Pass]], emitted: Sequence[LogProbs]) -> list[Joined | None]:
+        """What the window of each step makes of its stream; None of final passes. Changes no stream."""
+        return self.spell(work, self.stitch(work, emitted))
+
+    def stitch(self, work: Sequence[tuple[Stream, Pass]], emitted: Sequence[LogProbs]) -> list[StitchedFrames | None]:
+        """The frames of each stream, continued by the window of its step; None of final passes."""
         joints: dict[int, Joint] = {}
         for i, (stream, task) in enumerate(work):
             if task.cut is None:
@@ -176,27 +188,42 @@ class Engine:
         joined = dict(zip(joints, stitch_all(list(joints.values()), self.alphabet.silent), strict=True))
         return [joined.get(i) for i in range(len(work))]
 
+    def spell(
+        self, work: Sequence[tuple[Stream, Pass]], stitched: Sequence[StitchedFrames | None]
+    ) -> list[Joined | None]:
+        """The same, with the words that the greedy decoder finds in them for partials."""
+        paths: dict[int, Path] = {}
+        for i, ((stream, _), frames) in enumerate(zip(work, stitched, strict=True)):
+            if frames is not None and stream.shows_partials and self.is_greedy(stream.decode):
+                shown = frames if frames.stable_frame >= stream.shown.stable_frame else stream.shown
+                first = stream.settled_frame - shown.start_frame
+                paths[i] = Path(shown.ids[first:], shown.scores[first:], stream.settled_frame)
+        spans = dict(zip(paths, decode_paths(list(paths.values()), self.alphabet), strict=True))
+        return [None if frames is None else Joined(frames, spans.get(i)) for i, frames in enumerate(stitched)]
+
+    def is_greedy(self, decode: Decode) -> bool:
+        """Whether a decoder is as the engine's own greedy one, so that many streams are decoded at once."""
+        return isinstance(decode, GreedyDecoder) and decode.alphabet is self.alphabet
+
     def apply_all(self, work: Sequence[tuple[Stream, Pass]], emitted: Sequence[LogProbs]) -> list[list[Event]]:
         """`apply` of many streams at once."""
         joined = self.join(work, emitted)
-        return [self.apply(*of, rows, frames) for of, rows, frames in zip(work, emitted, joined, strict=True)]
+        return [self.apply(*of, rows, step) for of, rows, step in zip(work, emitted, joined, strict=True)]
 
-    def apply(
-        self, stream: Stream, task: Pass, log_probs: LogProbs, frames: StitchedFrames | None = None
-    ) -> list[Event]:
+    def apply(self, stream: Stream, task: Pass, log_probs: LogProbs, joined: Joined | None = None) -> list[Event]:
         """Takes in what the model made of the window of `task`, which is the stream's next pass.
 
         Args:
-            frames: what `join` made of it, where that has been asked.
+            joined: what `join` made of it, where that has been asked.
         """
         if task.is_review:
             events = self.review(stream, task, log_probs)
         elif task.cut is not None:
             events = self.finalize(stream, task, log_probs)
         else:
-            frames = frames or self.join([(stream, task)], [log_probs])[0]
-            assert frames is not None
-            events = self.advance(stream, task, frames)
+            joined = joined or self.join([(stream, task)], [log_probs])[0]
+            assert joined is not None
+            events = self.advance(stream, task, joined)
         if stream.slot is not None and stream.is_finished and not stream.is_ready:
             stream.slot.release()
             stream.slot = None
@@ -227,22 +254,24 @@ class Engine:
         statistics.hear(stream.buffer, task.end_sample)
         return statistics
 
-    def advance(self, stream: Stream, task: Pass, frames: StitchedFrames) -> list[Event]:
+    def advance(self, stream: Stream, task: Pass, joined: Joined) -> list[Event]:
         """Takes over the frames of a step; perhaps a partial, perhaps an endpoint."""
-        config = stream.config
+        config, frames = stream.config, joined.frames
         if frames.stable_frame >= stream.shown.stable_frame:
             stream.shown = frames
         if task.only_shows:
-            return self.partial(stream)
+            return self.partial(stream, joined.spans)
         stream.frames = frames
         has_letter = self.is_letter[frames.ids]
         stream.target = stream.stable_after(task) + config.hop * hops_to_endpoint(has_letter, frames.n_stable, config)
         endpoint = stream.endpoint(has_letter, frames.n_stable)
         events: list[Event] = []
         if endpoint is None or endpoint.has_speech:
-            events = self.partial(stream)
+            events = self.partial(stream, joined.spans)
         if endpoint is None:
-            stream.pending = stream.review_pass() if has_letter.any() else None
+            stream.pending = stream.review_pass()
+            if stream.pending is not None and not has_letter.any():
+                stream.pending = None
         else:
             if endpoint.has_speech:
                 stream.pending = stream.final_pass(endpoint)
@@ -251,13 +280,12 @@ class Engine:
         self.release(stream)
         return events
 
-    def partial(self, stream: Stream) -> list[Event]:
+    def partial(self, stream: Stream, new: list[WordSpan] | None) -> list[Event]:
+        """The words so far, if they have changed; `new` are those after the settled ones, where they are known."""
         if not stream.shows_partials:
             return []
         frames = stream.shown
-        if isinstance(stream.decode, GreedyDecoder):
-            first = stream.settled_frame - frames.start_frame
-            new = stream.decode(frames.rows(first), stream.settled_frame, frames.ids[first:])
+        if new is not None:
             spans = [*stream.settled, *new]
             if (n_settled := sum([span.start_frame < stream.frames.stable_frame for span in new]) - 1) > 0:
                 # Words that a letter of a stable frame follows: nothing changes them.
@@ -295,28 +323,42 @@ class Engine:
         if (text, n) == stream.last_partial:
             return []
         stream.last_partial = (text, n)
-        return [self.transcript(stream, words, n, end_frame, n_samples_for(end_frame), is_final=False)]
+        return [self.transcript(stream, words, n, end_frame, n_samples_for(end_frame), text)]
 
     def transcript(
-        self, stream: Stream, spans: list[WordSpan], n_committed: int, end_frame: int, end_sample: int, is_final: bool
+        self,
+        stream: Stream,
+        spans: list[WordSpan],
+        n_committed: int,
+        end_frame: int,
+        end_sample: int,
+        partial: str | None = None,
     ) -> Transcript:
         """Frames become seconds here, once.
 
         A spike of CTC begins after its sound and ends before it, so words are widened, up to their neighbours and to
         `end_sample`, the first that was not heard.
+
+        Args:
+            partial: the text; None of finals.
         """
         start_s, end_s = stream.frames.start_frame / FRAMES_PER_SECOND, end_frame / FRAMES_PER_SECOND
+        heard_s, limit, n = to_seconds(end_sample), end_frame + TRAIL, len(spans)
         before, told, n_before = stream.told
         words = list(told) if n_before == n_committed and spans[: len(before)] == before else []
         first = spans[len(words) - 1].end_frame if words else 0  # frame in which the next word may begin
-        for i, span in enumerate(spans[len(words) :], len(words)):
+        for i in range(len(words), n):
+            span = spans[i]
             start, first = max(first, span.start_frame - LEAD), span.end_frame
-            limit = max(first, spans[i + 1].start_frame - LEAD) if i + 1 < len(spans) else end_frame + TRAIL
-            end = min(min(limit, first + TRAIL) / FRAMES_PER_SECOND, to_seconds(end_sample))
-            words.append(Word(span.text, start / FRAMES_PER_SECOND, end, self.confidence(span), i < n_committed))
-        n = min(len(stream.settled), len(spans))
-        stream.told = (spans[:n], words[: max(0, n - 1)], n_committed)
-        return make_transcript(stream.segment, is_final, tuple(words), start_s, end_s)
+            end = min(first + TRAIL, max(first, spans[i + 1].start_frame - LEAD) if i + 1 < n else limit)
+            end_s = min(end / FRAMES_PER_SECOND, heard_s)
+            words.append(Word(span.text, start / FRAMES_PER_SECOND, end_s, self.confidence(span), i < n_committed))
+        n_settled = min(len(stream.settled), n)
+        stream.told = (spans[:n_settled], words[: max(0, n_settled - 1)], n_committed)
+        if words:
+            start_s, end_s = words[0].start_s, words[-1].end_s
+        text = " ".join([word.text for word in words]) if partial is None else partial
+        return Transcript(stream.segment, partial is None, text, n_committed, start_s, end_s, tuple(words))
 
     def confidence(self, span: WordSpan) -> float:
         """How likely the word is right, in [0, 1]."""
@@ -351,10 +393,10 @@ class Engine:
         words = keep_committed(self.words(stream, task, rows[: cut - first]), stream.committed)
         events: list[Event] = []
         if words:
-            events = [self.transcript(stream, words, len(words), cut, task.end_sample, is_final=True)]
+            events = [self.transcript(stream, words, len(words), cut, task.end_sample)]
             stream.segment += 1
         elif stream.last_partial[0]:
-            events = [self.transcript(stream, [], 0, cut, task.end_sample, is_final=False)]  # takes the partial back
+            events = [self.transcript(stream, [], 0, cut, task.end_sample, "")]  # takes the partial back
         self.begin_segment(stream, cut)
         self.release(stream)
         return events

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 LogProbs = NDArray[np.float32]
 Ids = NDArray[np.int64]
+Scores = NDArray[np.float32]
 Letters = list[tuple[int, int]]  # row and token of each
 
 BLOCK = 50  # stable rows that are put aside at once
@@ -57,6 +58,7 @@ class StitchedFrames:
     past: tuple[LogProbs, ...]  # stable rows in blocks of `BLOCK`, which are shared with what follows and not copied
     recent: LogProbs  # (n_frames - BLOCK * blocks, n_vocab), the rows after those
     ids: Ids  # (n_frames,) the likeliest of each row
+    scores: Scores  # (n_frames,) its log-probability
     start_frame: int
     n_stable: int
 
@@ -84,29 +86,31 @@ class StitchedFrames:
     def since(self, frame: int) -> StitchedFrames:
         """The rows from `frame` on: what the next segment starts with."""
         n = min(max(0, frame - self.start_frame), len(self.ids))
-        return StitchedFrames((), self.rows(n), self.ids[n:], frame, max(0, self.n_stable - n))
+        return StitchedFrames((), self.rows(n), self.ids[n:], self.scores[n:], frame, max(0, self.n_stable - n))
 
     def until(self, n: int) -> StitchedFrames:
         """The first `n` rows, which are stable rows and more."""
-        return replace(self, recent=self.recent[: n - BLOCK * len(self.past)], ids=self.ids[:n])
+        recent = self.recent[: n - BLOCK * len(self.past)]
+        return replace(self, recent=recent, ids=self.ids[:n], scores=self.scores[:n])
 
-    def followed_by(self, log_probs: LogProbs, ids: Ids, n: int, stable_frame: int) -> StitchedFrames:
+    def followed_by(self, log_probs: LogProbs, ids: Ids, scores: Scores, n: int, stable_frame: int) -> StitchedFrames:
         """The first `n` rows, the stable ones among them, and others after those."""
         past, recent = self.past, self.recent
         n_past = BLOCK * len(past)
         while n_past + BLOCK + MARGIN <= self.n_stable:  # the next seam looks at what is recent
             past, recent, n_past = (*past, recent[:BLOCK].copy()), recent[BLOCK:], n_past + BLOCK
-        new_ids = np.concatenate([self.ids[:n], ids])
-        n_stable = min(max(self.n_stable, stable_frame - self.start_frame), len(new_ids))
+        n_stable = min(max(self.n_stable, stable_frame - self.start_frame), n + len(ids))
         rows = np.concatenate([recent[: n - n_past], log_probs])
-        return StitchedFrames(past, rows, new_ids, self.start_frame, n_stable)
+        new_ids, new_scores = np.concatenate([self.ids[:n], ids]), np.concatenate([self.scores[:n], scores])
+        return StitchedFrames(past, rows, new_ids, new_scores, self.start_frame, n_stable)
 
 
 Joint = tuple[StitchedFrames, Emission, int]  # as the arguments of `stitch`
 
 
 def empty(start_frame: int, n_vocab: int) -> StitchedFrames:
-    return StitchedFrames((), np.zeros((0, n_vocab), np.float32), np.zeros(0, np.int64), start_frame, 0)
+    none = np.zeros(0, np.float32)
+    return StitchedFrames((), np.zeros((0, n_vocab), np.float32), np.zeros(0, np.int64), none, start_frame, 0)
 
 
 def letters(ids: Sequence[int], blank: int) -> Letters:
@@ -278,9 +282,15 @@ def stitch_all(joints: Sequence[Joint], silent_ids: tuple[int, int]) -> list[Sti
         return []
     overlaps = [Overlap.of(*joint) for joint in joints]
     rows = [of.newer for of in overlaps]
-    ids = split(np.concatenate(rows).argmax(1), [len(part) for part in rows])
+    lengths = [len(part) for part in rows]
+    together = np.concatenate(rows)
+    likeliest = together.argmax(1)
+    ids = split(likeliest, lengths)
+    scores = split(np.take_along_axis(together, likeliest[:, None], 1)[:, 0], lengths)
     seams = find_seams(overlaps, ids, silent_ids)
     return [
-        frames.followed_by(rows[i][seams[i] :], ids[i][seams[i] :], overlaps[i].start + seams[i], stable_frame)
-        for i, (frames, _, stable_frame) in enumerate(joints)
+        frames.followed_by(row[n:], of_row[n:], score[n:], of.start + n, stable_frame)
+        for (frames, _, stable_frame), of, row, of_row, score, n in zip(
+            joints, overlaps, rows, ids, scores, seams, strict=True
+        )
     ]

@@ -355,8 +355,9 @@ class Stream:
 def hops_to_endpoint(has_letter: NDArray[np.bool_], n_stable: int, config: StreamConfig) -> int:
     """Steps until the segment can end: the pause that ends it has yet to last."""
     rules = config.endpoint
-    if has_letter[: rules.before_speech].any():
-        run = int(has_letter[::-1].argmax())
+    rows = has_letter.tobytes()
+    if 1 in rows[: rules.before_speech]:
+        run = len(rows) - 1 - rows.rfind(1)
         wait = min(rules.after_speech + rules.slack - run, rules.max_length - n_stable)
     else:
         wait = rules.before_speech - n_stable

@@ -126,6 +126,21 @@ class Path:
     start_frame: int  # the stream's frame of the first
 
 
+def confidence_of(mean: float) -> float:
+    """Of a word, by the mean log-probability of its letters."""
+    return min(1.0, round(exp(mean), 4))
+
+
+def confidences(means: NDArray[np.float64]) -> list[float]:
+    """`confidence_of` of each. Half-way between two, where an error of rounding would matter, it is asked itself."""
+    wanted = 1e4 * np.exp(means)
+    nearest = np.rint(wanted)
+    values: list[float] = np.minimum(nearest / 1e4, 1.0).tolist()
+    for i in np.flatnonzero(abs(wanted - nearest) > 0.4999).tolist():
+        values[i] = confidence_of(float(means[i]))
+    return values
+
+
 def decode_path(path: Path, alphabet: Alphabet) -> list[WordSpan]:
     """The words of one best path."""
     ids, scores = path.ids, path.scores
@@ -140,7 +155,7 @@ def decode_path(path: Path, alphabet: Alphabet) -> list[WordSpan]:
 
     def close() -> None:
         if letters:
-            confidence = min(1.0, round(exp(reduce(add, heard) / len(letters)), 4))
+            confidence = confidence_of(reduce(add, heard) / len(letters))
             words.append(WordSpan("".join(letters), path.start_frame + start, path.start_frame + end, confidence))
             letters.clear()
             heard.clear()
@@ -195,7 +210,7 @@ def decode_paths(paths: Sequence[Path], alphabet: Alphabet) -> list[list[WordSpa
     words = np.flatnonzero(is_first[begins])  # the first letter of each
     bounds = [*words.tolist(), len(begins)]
     numbers = np.cumsum(is_first[begins]) - 1  # the word of each letter
-    means = np.bincount(numbers, best) / np.bincount(numbers)
+    sure = confidences(np.bincount(numbers, best) / np.bincount(numbers))
     firsts = np.flatnonzero(is_first)
     lasts = np.append(firsts[1:], len(spoken)) - 1
     of_word = owners[firsts]
@@ -204,9 +219,9 @@ def decode_paths(paths: Sequence[Path], alphabet: Alphabet) -> list[list[WordSpa
     names = alphabet.letters()
     letters = [names[token] or "" for token in tokens[spoken[begins]].tolist()]
     spans = [
-        WordSpan("".join(letters[a:b]), start, end, min(1.0, round(exp(mean), 4)))
-        for a, b, start, end, mean in zip(
-            bounds, bounds[1:], starts.tolist(), stops.tolist(), means.tolist(), strict=False
+        WordSpan("".join(letters[a:b]), start, end, confidence)
+        for a, b, start, end, confidence in zip(
+            bounds, bounds[1:], starts.tolist(), stops.tolist(), sure, strict=False
         )
     ]
     cuts = np.searchsorted(of_word, np.arange(len(paths) + 1)).tolist()

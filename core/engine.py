@@ -350,8 +350,13 @@ class Engine:
         for i in range(len(words), n):
             span = spans[i]
             start, first = max(first, span.start_frame - LEAD), span.end_frame
-            end = min(first + TRAIL, max(first, spans[i + 1].start_frame - LEAD) if i + 1 < n else limit)
-            end_s = min(end / FRAMES_PER_SECOND, heard_s)
+            end = first + TRAIL
+            last = max(first, spans[i + 1].start_frame - LEAD) if i + 1 < n else limit
+            if last < end:
+                end = last
+            end_s = end / FRAMES_PER_SECOND
+            if heard_s < end_s:
+                end_s = heard_s
             words.append(Word(span.text, start / FRAMES_PER_SECOND, end_s, self.confidence(span), i < n_committed))
         n_settled = min(len(stream.settled), n)
         stream.told = (spans[:n_settled], words[: max(0, n_settled - 1)], n_committed)

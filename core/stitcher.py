@@ -25,6 +25,7 @@ Ids = NDArray[np.int64]
 Scores = NDArray[np.float32]
 Letters = list[tuple[int, int]]  # row and token of each
 
+FEW = 6  # streams whose seams are found sooner one by one
 BLOCK = 50  # stable rows that are put aside at once
 MARGIN = 20  # frames before the overlap that tell a letter which moved from a letter which is new
 MAX_MOVE = 6  # frames that a letter moves at most between two windows
@@ -260,11 +261,95 @@ def find_seams(overlaps: Sequence[Overlap], newer_ids: Sequence[Ids], silent_ids
     newer = np.concatenate([of.newer[:n] for of, n in zip(overlaps, lengths, strict=True)])
     silences = np.concatenate([older.take(silent_ids, 1), newer.take(silent_ids, 1)], 1)
     doubts = split(2 - np.exp(silences).sum(1), lengths)  # in [0, 2]
+    sides = [of.older_ids for of in overlaps], [ids[:n] for ids, n in zip(newer_ids, lengths, strict=True)]
+    is_many = len(overlaps) >= FEW
+    told = quick_seams(overlaps, *sides, doubts, silent_ids[0]) if is_many else [None for _ in overlaps]
     seams = []
-    for of, n, ids, doubt in zip(overlaps, lengths, newer_ids, doubts, strict=True):
-        old, new = (letters(part.tolist(), silent_ids[0]) for part in (of.older_ids, ids[:n]))
-        seams.append(find_seam(old, new, seam_costs(doubt.tolist(), of.first), of.first, of.start == 0))
+    for of, seam, doubt, *ids in zip(overlaps, told, doubts, *sides, strict=True):
+        if seam is None:
+            old, new = (letters(part.tolist(), silent_ids[0]) for part in ids)
+            costs = seam_costs(doubt.tolist(), of.first)
+            find = search_seam if is_many else find_seam
+            seam = find(old, new, costs, of.first, of.start == 0)
+        seams.append(seam)
     return seams
+
+
+def quick_seams(
+    overlaps: Sequence[Overlap],
+    older_ids: Sequence[Ids],
+    newer_ids: Sequence[Ids],
+    doubts: Sequence[NDArray[np.float32]],
+    blank: int,
+) -> list[int | None]:
+    """What `find_seam` finds without all distances, of many streams at once; None where it needs them.
+
+    Pair k is of the k-th letters of either window. Rows are known or not by the first pair that reaches them.
+    """
+    n = np.array([len(ids) for ids in older_ids])[:, None]  # (stream, 1), as the next two
+    first = np.array([of.first for of in overlaps])[:, None]
+    is_beginning = np.array([of.start == 0 for of in overlaps])[:, None]
+    width = max(1, int(n.max()))
+    row = np.arange(width)
+    is_row = row < n  # (stream, row)
+    costs = np.zeros(is_row.shape)
+    costs[is_row] = np.concatenate(doubts)
+    costs = costs + DELAY * row + costs[:, np.maximum(row - 1, 0)]
+
+    # (stream, letter): rows and tokens.
+    (old, old_token), (new, new_token) = pad_letters(older_ids, newer_ids, is_row, blank)
+    is_same, distance = (old == new) & (old_token == new_token), abs(old - new)
+    is_pair = (old_token == new_token) & (distance <= MAX_MOVE)
+    moved = np.cumsum(np.where(is_pair, MOVE * distance, 0.0), 1)
+    is_last = ~is_pair | (moved >= 1)  # with the first such pair it ends
+    near, far = np.minimum(old, new), np.where(is_last, n, np.maximum(old, new))
+    moved = np.concatenate([np.zeros_like(moved[:, :1]), moved[:, :-1]], 1)  # before each pair
+    is_free = np.logical_or.accumulate(~is_same & (near <= MAX_MOVE) & ~is_beginning, 1)
+
+    # (stream, row) again: the pair that reaches each row first.
+    reach = np.maximum.accumulate(far, 1) + 1 + (width + 2) * np.arange(len(n))[:, None]
+    n_behind = np.bincount(reach.ravel(), minlength=len(n) * (width + 2)).reshape(len(n), -1)
+    pair = np.minimum(np.cumsum(n_behind, 1)[:, :width], near.shape[1] - 1)
+    penalty = DISAGREEMENT * np.take_along_axis(moved, pair, 1)
+    may_be = is_row & (row >= first)
+    is_known = may_be & (row <= np.take_along_axis(near, pair, 1))
+    whole = np.where(is_known, costs + penalty, np.inf)
+    unknown = np.where(np.take_along_axis(is_free, pair, 1), costs, costs + penalty)
+    unknown = np.where(may_be & ~is_known, unknown, np.inf).min(1)
+    place = whole.argmin(1)[:, None]
+    alike = is_known & (pair == np.take_along_axis(pair, place, 1))  # of these the cheapest, as rounding may hide
+    seams = np.where(alike, costs, np.inf).argmin(1)
+    is_told = np.take_along_axis(whole, place, 1)[:, 0] < unknown
+    none = (first >= n)[:, 0]
+    seams, is_told = np.where(none, first[:, 0], seams), is_told | none
+    return [seam if told else None for seam, told in zip(seams.tolist(), is_told.tolist(), strict=True)]
+
+
+def pad_letters(
+    older_ids: Sequence[Ids], newer_ids: Sequence[Ids], is_row: NDArray[np.bool_], blank: int
+) -> list[tuple[Ids, Ids]]:
+    """`letters` of both windows of many streams: rows and tokens (stream, letter), at the end n and -1, one at least.
+
+    Args:
+        is_row: (stream, row) False behind each stream's n rows.
+    """
+    begins, tokens = [], []
+    for ids in (older_ids, newer_ids):
+        line = np.full((len(is_row), is_row.shape[1] + 1), blank)  # one blank before
+        line[:, 1:][is_row] = np.concatenate(ids)
+        tokens.append(line[:, 1:])
+        begins.append((line[:, 1:] != line[:, :-1]) & (line[:, 1:] != blank))
+    counts = [begin.sum(1) for begin in begins]
+    n_letters = 1 + max(int(count.max()) for count in counts)
+    n = is_row.sum(1)[:, None]
+    padded = []
+    for begin, token, count in zip(begins, tokens, counts, strict=True):
+        rows, names = np.repeat(n, n_letters, 1), np.full((len(n), n_letters), -1)
+        is_letter = np.arange(n_letters) < count[:, None]
+        rows[is_letter] = np.nonzero(begin)[1]
+        names[is_letter] = token[begin]
+        padded.append((rows, names))
+    return padded
 
 
 def stitch(frames: StitchedFrames, window: Emission, stable_frame: int, silent_ids: tuple[int, int]) -> StitchedFrames:

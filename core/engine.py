@@ -40,6 +40,7 @@ LEAD, TRAIL = 1, 2  # frames by which a word is wider than its spikes; against a
 STEADY_AGE = 18  # stable frames after a word, for it to be shown where partials are steady
 SETTLE = 250  # stable frames that are decoded again at each step, where what follows may change the words before
 MOST_SHAPES = 4  # of windows that slots are made for; streams with others have none
+MOST_CONFIDENCES = 10_001  # numbers of four decimals in [0, 1]
 MOST_STILL = 64  # windows without any change whose log-probabilities are kept
 
 
@@ -65,6 +66,7 @@ class Engine:
         self.is_letter = self.alphabet.is_letter()
         self.decode: Decode = decode or GreedyDecoder(self.alphabet)
         self.slots: dict[tuple[int, int], Slots] = {}  # by window and hop
+        self.confidence = lru_cache(MOST_CONFIDENCES)(self.confidence_of)
         self.still = lru_cache(MOST_STILL)(self.emit_still)
 
     def new_stream(self, config: StreamConfig | None = None, decode: Decode | None = None) -> Stream:
@@ -284,18 +286,35 @@ class Engine:
         """The words so far, if they have changed; `new` are those after the settled ones, where they are known."""
         if not stream.shows_partials:
             return []
-        frames = stream.shown
+        frames, settled = stream.shown, stream.settled
         if new is not None:
-            spans = [*stream.settled, *new]
-            if (n_settled := sum([span.start_frame < stream.frames.stable_frame for span in new]) - 1) > 0:
+            stable = stream.frames.stable_frame
+            if (n_settled := sum([span.start_frame < stable for span in new]) - 1) > 0:
                 # Words that a letter of a stable frame follows: nothing changes them.
-                stream.settled, stream.settled_frame = (*stream.settled, *new[:n_settled]), new[n_settled].start_frame
+                stream.settled, stream.settled_frame = (*settled, *new[:n_settled]), new[n_settled].start_frame
         else:
             self.settle(stream)
+            settled = stream.settled
             rows = frames.rows(stream.settled_frame - frames.start_frame)
-            spans = [*stream.settled, *draft(stream.decode)(rows, stream.settled_frame)]
-        words = list(stream.committed) + after(spans, stream.committed)
+            new = draft(stream.decode)(rows, stream.settled_frame)
+        if not stream.committed and not stream.config.steady:
+            return self.tell_on(stream, [*settled[len(stream.settled_words) :], *new], frames.end_frame)
+        words = list(stream.committed) + after([*settled, *new], stream.committed)
         return self.tell(stream, words, frames.end_frame)
+
+    def tell_on(self, stream: Stream, new: list[WordSpan], end_frame: int) -> list[Event]:
+        """A partial of settled words that are known and new ones, of which none is committed."""
+        n_known = len(stream.settled_words)
+        text = " ".join([*stream.settled_text, *[span.text for span in new]])
+        if (text, 0) == stream.last_partial:
+            return []
+        stream.last_partial = (text, 0)
+        first = stream.settled[n_known - 1].end_frame if n_known else 0
+        words = (*stream.settled_words, *self.widened(new, first, 0, end_frame, n_samples_for(end_frame)))
+        if (n_fixed := len(stream.settled) - 1) > n_known:  # the end of the last hangs on the word that follows
+            stream.settled_words = words[:n_fixed]
+            stream.settled_text = (" ".join([*stream.settled_text, *[span.text for span in new[: n_fixed - n_known]]]),)
+        return [self.transcript(stream, words, text, 0, end_frame, is_final=False)]
 
     def review(self, stream: Stream, task: Pass, log_probs: LogProbs) -> list[Event]:
         """Commits words of a pass over the segment so far on which those before it agree."""
@@ -323,51 +342,50 @@ class Engine:
         if (text, n) == stream.last_partial:
             return []
         stream.last_partial = (text, n)
-        return [self.transcript(stream, words, n, end_frame, n_samples_for(end_frame), text)]
+        before, told, n_before = stream.told
+        known = told if n_before == n and words[: len(before)] == before else ()
+        first = words[len(known) - 1].end_frame if known else 0
+        made = (*known, *self.widened(words[len(known) :], first, n - len(known), end_frame, n_samples_for(end_frame)))
+        n_settled = min(len(stream.settled), len(words))
+        stream.told = (words[:n_settled], made[: max(0, n_settled - 1)], n)
+        return [self.transcript(stream, made, text, n, end_frame, is_final=False)]
 
-    def transcript(
-        self,
-        stream: Stream,
-        spans: list[WordSpan],
-        n_committed: int,
-        end_frame: int,
-        end_sample: int,
-        partial: str | None = None,
-    ) -> Transcript:
+    def widened(
+        self, spans: Sequence[WordSpan], first: int, n_committed: int, end_frame: int, end_sample: int
+    ) -> list[Word]:
         """Frames become seconds here, once.
 
         A spike of CTC begins after its sound and ends before it, so words are widened, up to their neighbours and to
         `end_sample`, the first that was not heard.
 
         Args:
-            partial: the text; None of finals.
+            first: frame in which the first word may begin.
         """
+        heard_s, words = to_seconds(end_sample), list[Word]()
+        limits = [*[span.start_frame - LEAD for span in spans[1:]], end_frame + TRAIL]
+        for i, (span, limit) in enumerate(zip(spans, limits, strict=False), 1):
+            start, last = span.start_frame - LEAD, span.end_frame
+            end = last + TRAIL
+            if limit < end:
+                end = limit if limit > last or i == len(spans) else last
+            start_s, end_s = (start if start > first else first) / FRAMES_PER_SECOND, end / FRAMES_PER_SECOND
+            confidence = self.confidence(span.confidence)
+            words.append(Word(span.text, start_s, end_s if end_s < heard_s else heard_s, confidence, i <= n_committed))
+            first = last
+        return words
+
+    def transcript(
+        self, stream: Stream, words: tuple[Word, ...], text: str, n_committed: int, end_frame: int, is_final: bool
+    ) -> Transcript:
+        """What is told of the segment, which has been heard up to `end_frame`."""
         start_s, end_s = stream.frames.start_frame / FRAMES_PER_SECOND, end_frame / FRAMES_PER_SECOND
-        heard_s, limit, n = to_seconds(end_sample), end_frame + TRAIL, len(spans)
-        before, told, n_before = stream.told
-        words = list(told) if n_before == n_committed and spans[: len(before)] == before else []
-        first = spans[len(words) - 1].end_frame if words else 0  # frame in which the next word may begin
-        for i in range(len(words), n):
-            span = spans[i]
-            start, first = max(first, span.start_frame - LEAD), span.end_frame
-            end = first + TRAIL
-            last = max(first, spans[i + 1].start_frame - LEAD) if i + 1 < n else limit
-            if last < end:
-                end = last
-            end_s = end / FRAMES_PER_SECOND
-            if heard_s < end_s:
-                end_s = heard_s
-            words.append(Word(span.text, start / FRAMES_PER_SECOND, end_s, self.confidence(span), i < n_committed))
-        n_settled = min(len(stream.settled), n)
-        stream.told = (spans[:n_settled], words[: max(0, n_settled - 1)], n_committed)
         if words:
             start_s, end_s = words[0].start_s, words[-1].end_s
-        text = " ".join([word.text for word in words]) if partial is None else partial
-        return Transcript(stream.segment, partial is None, text, n_committed, start_s, end_s, tuple(words))
+        return Transcript(stream.segment, is_final, text, n_committed, start_s, end_s, words)
 
-    def confidence(self, span: WordSpan) -> float:
-        """How likely the word is right, in [0, 1]."""
-        return round(float(span.confidence**self.model.confidence_exponent), 4)
+    def confidence_of(self, heard: float) -> float:
+        """How likely a word is right, in [0, 1], by how likely its letters are."""
+        return round(float(heard**self.model.confidence_exponent), 4)
 
     def settle(self, stream: Stream) -> None:
         """Decodes long stable stretches once, up to the surest delimiter but for the newest."""
@@ -395,13 +413,14 @@ class Engine:
             stream.barriers.popleft()
             if stream.features is not None and stream.statistics is not None:
                 stream.features.restart(0)  # the steps that follow end elsewhere, and each hears by what it had heard
-        words = keep_committed(self.words(stream, task, rows[: cut - first]), stream.committed)
+        spans = keep_committed(self.words(stream, task, rows[: cut - first]), stream.committed)
         events: list[Event] = []
-        if words:
-            events = [self.transcript(stream, words, len(words), cut, task.end_sample)]
+        if spans or stream.last_partial[0]:  # without words it takes the partial back
+            words = tuple(self.widened(spans, 0, len(spans), cut, task.end_sample))
+            text = " ".join([word.text for word in words])
+            events = [self.transcript(stream, words, text, len(words), cut, is_final=bool(words))]
+        if spans:
             stream.segment += 1
-        elif stream.last_partial[0]:
-            events = [self.transcript(stream, [], 0, cut, task.end_sample, "")]  # takes the partial back
         self.begin_segment(stream, cut)
         self.release(stream)
         return events
@@ -427,7 +446,8 @@ class Engine:
         stream.committed = stream.settled = ()
         stream.reviews = ()
         stream.reviewed_frame = stream.pause_frame = frame
-        stream.told = ([], [], 0)
+        stream.told = ([], (), 0)
+        stream.settled_words, stream.settled_text = (), ()
         stream.settled_frame = frame
         stream.last_partial = ("", 0)
 

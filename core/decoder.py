@@ -220,9 +220,7 @@ def decode_paths(paths: Sequence[Path], alphabet: Alphabet) -> list[list[WordSpa
     letters = [names[token] or "" for token in tokens[spoken[begins]].tolist()]
     spans = [
         WordSpan("".join(letters[a:b]), start, end, confidence)
-        for a, b, start, end, confidence in zip(
-            bounds, bounds[1:], starts.tolist(), stops.tolist(), sure, strict=False
-        )
+        for a, b, start, end, confidence in zip(bounds, bounds[1:], starts.tolist(), stops.tolist(), sure, strict=False)
     ]
     cuts = np.searchsorted(of_word, np.arange(len(paths) + 1)).tolist()
     return [spans[a:b] for a, b in pairwise(cuts)]

@@ -134,7 +134,7 @@ def prefix_distances(older: Letters, newer: Letters, is_beginning: bool = False)
     before one row does, and no way to those leads through.
     """
     margin = -1 if is_beginning else MAX_MOVE
-    places = [place for place, _ in newer]
+    places, tokens = [place for place, _ in newer], [token for _, token in newer]
     line = [0.0]
     for place in places:
         line.append(line[-1] + (place > margin))
@@ -150,11 +150,13 @@ def prefix_distances(older: Letters, newer: Letters, is_beginning: bool = False)
         line = [math.inf] * len(above)
         if not first:
             line[0] = above[0] + (row > margin)
+        left = line[max(0, first - 1)]
         for j in range(max(0, first - 1), last):
-            move = abs(row - places[j])
-            paired = above[j] + ((token != newer[j][1]) + MOVE * move if move <= MAX_MOVE else 2)
-            alone = 1 + min(above[j + 1], line[j])
-            line[j + 1] = paired if paired < alone else alone
+            place, up = places[j], above[j + 1]
+            move = row - place if row > place else place - row
+            paired = above[j] + ((token != tokens[j]) + MOVE * move if move <= MAX_MOVE else 2)
+            alone = 1 + (up if up < left else left)
+            line[j + 1] = left = paired if paired < alone else alone
         yield line
 
 

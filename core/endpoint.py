@@ -74,7 +74,7 @@ def find_endpoint(
         committed: no cut lies before this row.
         first: no pause has lasted long enough before this row.
     """
-    if not has_letter[: config.before_speech].any():
+    if 1 not in has_letter[: config.before_speech].tobytes():
         # Keep the last half second: the first letter may come late.
         keep, n = min(25, config.before_speech // 2), config.before_speech
         return Endpoint(n - keep, n, has_speech=False) if n_stable >= n else None
@@ -107,6 +107,9 @@ def find_pause(
     """
     n, least = len(has_letter), config.after_speech
     half = least // 2
+    rows = has_letter.tobytes()
+    if bytes(least - 2 * slack) not in rows[rows.find(1) + 1 :]:
+        return None  # no run is long enough, which is quickly told of the most
     first = max(first, committed + half)
     letters = np.flatnonzero(has_letter)
     lasts = np.minimum(np.append(letters[1:] + 2 * slack, n), n - slack)  # the last row each run may be told by

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -24,7 +24,7 @@ from core.audio import (
     to_seconds,
 )
 from core.commitment import UNSURE_AFTER, after, keep_committed, n_agreed
-from core.decoder import Decode, DecodeStates, GreedyDecoder, WordSpan, draft, reads_after
+from core.decoder import Decode, DecodeStates, GreedyDecoder, Path, WordSpan, decode_paths, draft, reads_after
 from core.feature_cache import Window, read_features
 from core.features import normalize
 from core.ring_buffer import RingBuffer
@@ -34,13 +34,22 @@ from core.statistics import Statistics
 from core.stitcher import Emission, Joint, LogProbs, StitchedFrames, stitch_all
 from core.stream import Pass, Stream, StreamConfig, hops_to_endpoint
 from core.tail import Memory, Step, emit_steps
-from core.transcript import Event, Transcript, Word, make_transcript
+from core.transcript import Event, Transcript, Word
 
 LEAD, TRAIL = 1, 2  # frames by which a word is wider than its spikes; against an independent aligner
 STEADY_AGE = 18  # stable frames after a word, for it to be shown where partials are steady
 SETTLE = 250  # stable frames that are decoded again at each step, where what follows may change the words before
 MOST_SHAPES = 4  # of windows that slots are made for; streams with others have none
+MOST_CONFIDENCES = 10_001  # numbers of four decimals in [0, 1]
 MOST_STILL = 64  # windows without any change whose log-probabilities are kept
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Joined:
+    """A step's frames, and the words after the settled ones, where the stream decodes greedily and shows partials."""
+
+    frames: StitchedFrames
+    spans: list[WordSpan] | None
 
 
 class Engine:
@@ -57,6 +66,7 @@ class Engine:
         self.is_letter = self.alphabet.is_letter()
         self.decode: Decode = decode or GreedyDecoder(self.alphabet)
         self.slots: dict[tuple[int, int], Slots] = {}  # by window and hop
+        self.confidence = lru_cache(MOST_CONFIDENCES)(self.confidence_of)
         self.still = lru_cache(MOST_STILL)(self.emit_still)
 
     def new_stream(self, config: StreamConfig | None = None, decode: Decode | None = None) -> Stream:
@@ -166,8 +176,12 @@ class Engine:
             self.slots[shape] = Slots(self.model, self.model.n_slots, *shape)
         return self.slots.get(shape)
 
-    def join(self, work: Sequence[tuple[Stream, Pass]], emitted: Sequence[LogProbs]) -> list[StitchedFrames | None]:
-        """The frames of each stream, continued by the window of its step; None of final passes. Changes no stream."""
+    def join(self, work: Sequence[tuple[Stream, Pass]], emitted: Sequence[LogProbs]) -> list[Joined | None]:
+        """What the window of each step makes of its stream; None of final passes. Changes no stream."""
+        return self.spell(work, self.stitch(work, emitted))
+
+    def stitch(self, work: Sequence[tuple[Stream, Pass]], emitted: Sequence[LogProbs]) -> list[StitchedFrames | None]:
+        """The frames of each stream, continued by the window of its step; None of final passes."""
         joints: dict[int, Joint] = {}
         for i, (stream, task) in enumerate(work):
             if task.cut is None:
@@ -176,27 +190,42 @@ class Engine:
         joined = dict(zip(joints, stitch_all(list(joints.values()), self.alphabet.silent), strict=True))
         return [joined.get(i) for i in range(len(work))]
 
+    def spell(
+        self, work: Sequence[tuple[Stream, Pass]], stitched: Sequence[StitchedFrames | None]
+    ) -> list[Joined | None]:
+        """The same, with the words that the greedy decoder finds in them for partials."""
+        paths: dict[int, Path] = {}
+        for i, ((stream, _), frames) in enumerate(zip(work, stitched, strict=True)):
+            if frames is not None and stream.shows_partials and self.is_greedy(stream.decode):
+                shown = frames if frames.stable_frame >= stream.shown.stable_frame else stream.shown
+                first = stream.settled_frame - shown.start_frame
+                paths[i] = Path(shown.ids[first:], shown.scores[first:], stream.settled_frame)
+        spans = dict(zip(paths, decode_paths(list(paths.values()), self.alphabet), strict=True))
+        return [None if frames is None else Joined(frames, spans.get(i)) for i, frames in enumerate(stitched)]
+
+    def is_greedy(self, decode: Decode) -> bool:
+        """Whether a decoder is as the engine's own greedy one, so that many streams are decoded at once."""
+        return isinstance(decode, GreedyDecoder) and decode.alphabet is self.alphabet
+
     def apply_all(self, work: Sequence[tuple[Stream, Pass]], emitted: Sequence[LogProbs]) -> list[list[Event]]:
         """`apply` of many streams at once."""
         joined = self.join(work, emitted)
-        return [self.apply(*of, rows, frames) for of, rows, frames in zip(work, emitted, joined, strict=True)]
+        return [self.apply(*of, rows, step) for of, rows, step in zip(work, emitted, joined, strict=True)]
 
-    def apply(
-        self, stream: Stream, task: Pass, log_probs: LogProbs, frames: StitchedFrames | None = None
-    ) -> list[Event]:
+    def apply(self, stream: Stream, task: Pass, log_probs: LogProbs, joined: Joined | None = None) -> list[Event]:
         """Takes in what the model made of the window of `task`, which is the stream's next pass.
 
         Args:
-            frames: what `join` made of it, where that has been asked.
+            joined: what `join` made of it, where that has been asked.
         """
         if task.is_review:
             events = self.review(stream, task, log_probs)
         elif task.cut is not None:
             events = self.finalize(stream, task, log_probs)
         else:
-            frames = frames or self.join([(stream, task)], [log_probs])[0]
-            assert frames is not None
-            events = self.advance(stream, task, frames)
+            joined = joined or self.join([(stream, task)], [log_probs])[0]
+            assert joined is not None
+            events = self.advance(stream, task, joined)
         if stream.slot is not None and stream.is_finished and not stream.is_ready:
             stream.slot.release()
             stream.slot = None
@@ -227,22 +256,24 @@ class Engine:
         statistics.hear(stream.buffer, task.end_sample)
         return statistics
 
-    def advance(self, stream: Stream, task: Pass, frames: StitchedFrames) -> list[Event]:
+    def advance(self, stream: Stream, task: Pass, joined: Joined) -> list[Event]:
         """Takes over the frames of a step; perhaps a partial, perhaps an endpoint."""
-        config = stream.config
+        config, frames = stream.config, joined.frames
         if frames.stable_frame >= stream.shown.stable_frame:
             stream.shown = frames
         if task.only_shows:
-            return self.partial(stream)
+            return self.partial(stream, joined.spans)
         stream.frames = frames
         has_letter = self.is_letter[frames.ids]
         stream.target = stream.stable_after(task) + config.hop * hops_to_endpoint(has_letter, frames.n_stable, config)
         endpoint = stream.endpoint(has_letter, frames.n_stable)
         events: list[Event] = []
         if endpoint is None or endpoint.has_speech:
-            events = self.partial(stream)
+            events = self.partial(stream, joined.spans)
         if endpoint is None:
-            stream.pending = stream.review_pass() if has_letter.any() else None
+            stream.pending = stream.review_pass()
+            if stream.pending is not None and not has_letter.any():
+                stream.pending = None
         else:
             if endpoint.has_speech:
                 stream.pending = stream.final_pass(endpoint)
@@ -251,23 +282,39 @@ class Engine:
         self.release(stream)
         return events
 
-    def partial(self, stream: Stream) -> list[Event]:
+    def partial(self, stream: Stream, new: list[WordSpan] | None) -> list[Event]:
+        """The words so far, if they have changed; `new` are those after the settled ones, where they are known."""
         if not stream.shows_partials:
             return []
-        frames = stream.shown
-        if isinstance(stream.decode, GreedyDecoder):
-            first = stream.settled_frame - frames.start_frame
-            new = stream.decode(frames.rows(first), stream.settled_frame, frames.ids[first:])
-            spans = [*stream.settled, *new]
-            if (n_settled := sum([span.start_frame < stream.frames.stable_frame for span in new]) - 1) > 0:
+        frames, settled = stream.shown, stream.settled
+        if new is not None:
+            stable = stream.frames.stable_frame
+            if (n_settled := sum([span.start_frame < stable for span in new]) - 1) > 0:
                 # Words that a letter of a stable frame follows: nothing changes them.
-                stream.settled, stream.settled_frame = (*stream.settled, *new[:n_settled]), new[n_settled].start_frame
+                stream.settled, stream.settled_frame = (*settled, *new[:n_settled]), new[n_settled].start_frame
         else:
             self.settle(stream)
+            settled = stream.settled
             rows = frames.rows(stream.settled_frame - frames.start_frame)
-            spans = [*stream.settled, *draft(stream.decode)(rows, stream.settled_frame)]
-        words = list(stream.committed) + after(spans, stream.committed)
+            new = draft(stream.decode)(rows, stream.settled_frame)
+        if not stream.committed and not stream.config.steady:
+            return self.tell_on(stream, [*settled[len(stream.settled_words) :], *new], frames.end_frame)
+        words = list(stream.committed) + after([*settled, *new], stream.committed)
         return self.tell(stream, words, frames.end_frame)
+
+    def tell_on(self, stream: Stream, new: list[WordSpan], end_frame: int) -> list[Event]:
+        """A partial of settled words that are known and new ones, of which none is committed."""
+        n_known = len(stream.settled_words)
+        text = " ".join([*stream.settled_text, *[span.text for span in new]])
+        if (text, 0) == stream.last_partial:
+            return []
+        stream.last_partial = (text, 0)
+        first = stream.settled[n_known - 1].end_frame if n_known else 0
+        words = (*stream.settled_words, *self.widened(new, first, 0, end_frame, n_samples_for(end_frame)))
+        if (n_fixed := len(stream.settled) - 1) > n_known:  # the end of the last hangs on the word that follows
+            stream.settled_words = words[:n_fixed]
+            stream.settled_text = (" ".join([*stream.settled_text, *[span.text for span in new[: n_fixed - n_known]]]),)
+        return [self.transcript(stream, words, text, 0, end_frame, is_final=False)]
 
     def review(self, stream: Stream, task: Pass, log_probs: LogProbs) -> list[Event]:
         """Commits words of a pass over the segment so far on which those before it agree."""
@@ -295,32 +342,50 @@ class Engine:
         if (text, n) == stream.last_partial:
             return []
         stream.last_partial = (text, n)
-        return [self.transcript(stream, words, n, end_frame, n_samples_for(end_frame), is_final=False)]
+        before, told, n_before = stream.told
+        known = told if n_before == n and words[: len(before)] == before else ()
+        first = words[len(known) - 1].end_frame if known else 0
+        made = (*known, *self.widened(words[len(known) :], first, n - len(known), end_frame, n_samples_for(end_frame)))
+        n_settled = min(len(stream.settled), len(words))
+        stream.told = (words[:n_settled], made[: max(0, n_settled - 1)], n)
+        return [self.transcript(stream, made, text, n, end_frame, is_final=False)]
 
-    def transcript(
-        self, stream: Stream, spans: list[WordSpan], n_committed: int, end_frame: int, end_sample: int, is_final: bool
-    ) -> Transcript:
+    def widened(
+        self, spans: Sequence[WordSpan], first: int, n_committed: int, end_frame: int, end_sample: int
+    ) -> list[Word]:
         """Frames become seconds here, once.
 
         A spike of CTC begins after its sound and ends before it, so words are widened, up to their neighbours and to
         `end_sample`, the first that was not heard.
-        """
-        start_s, end_s = stream.frames.start_frame / FRAMES_PER_SECOND, end_frame / FRAMES_PER_SECOND
-        before, told, n_before = stream.told
-        words = list(told) if n_before == n_committed and spans[: len(before)] == before else []
-        first = spans[len(words) - 1].end_frame if words else 0  # frame in which the next word may begin
-        for i, span in enumerate(spans[len(words) :], len(words)):
-            start, first = max(first, span.start_frame - LEAD), span.end_frame
-            limit = max(first, spans[i + 1].start_frame - LEAD) if i + 1 < len(spans) else end_frame + TRAIL
-            end = min(min(limit, first + TRAIL) / FRAMES_PER_SECOND, to_seconds(end_sample))
-            words.append(Word(span.text, start / FRAMES_PER_SECOND, end, self.confidence(span), i < n_committed))
-        n = min(len(stream.settled), len(spans))
-        stream.told = (spans[:n], words[: max(0, n - 1)], n_committed)
-        return make_transcript(stream.segment, is_final, tuple(words), start_s, end_s)
 
-    def confidence(self, span: WordSpan) -> float:
-        """How likely the word is right, in [0, 1]."""
-        return round(float(span.confidence**self.model.confidence_exponent), 4)
+        Args:
+            first: frame in which the first word may begin.
+        """
+        heard_s, words = to_seconds(end_sample), list[Word]()
+        limits = [*[span.start_frame - LEAD for span in spans[1:]], end_frame + TRAIL]
+        for i, (span, limit) in enumerate(zip(spans, limits, strict=False), 1):
+            start, last = span.start_frame - LEAD, span.end_frame
+            end = last + TRAIL
+            if limit < end:
+                end = limit if limit > last or i == len(spans) else last
+            start_s, end_s = (start if start > first else first) / FRAMES_PER_SECOND, end / FRAMES_PER_SECOND
+            confidence = self.confidence(span.confidence)
+            words.append(Word(span.text, start_s, end_s if end_s < heard_s else heard_s, confidence, i <= n_committed))
+            first = last
+        return words
+
+    def transcript(
+        self, stream: Stream, words: tuple[Word, ...], text: str, n_committed: int, end_frame: int, is_final: bool
+    ) -> Transcript:
+        """What is told of the segment, which has been heard up to `end_frame`."""
+        start_s, end_s = stream.frames.start_frame / FRAMES_PER_SECOND, end_frame / FRAMES_PER_SECOND
+        if words:
+            start_s, end_s = words[0].start_s, words[-1].end_s
+        return Transcript(stream.segment, is_final, text, n_committed, start_s, end_s, words)
+
+    def confidence_of(self, heard: float) -> float:
+        """How likely a word is right, in [0, 1], by how likely its letters are."""
+        return round(float(heard**self.model.confidence_exponent), 4)
 
     def settle(self, stream: Stream) -> None:
         """Decodes long stable stretches once, up to the surest delimiter but for the newest."""
@@ -348,13 +413,14 @@ class Engine:
             stream.barriers.popleft()
             if stream.features is not None and stream.statistics is not None:
                 stream.features.restart(0)  # the steps that follow end elsewhere, and each hears by what it had heard
-        words = keep_committed(self.words(stream, task, rows[: cut - first]), stream.committed)
+        spans = keep_committed(self.words(stream, task, rows[: cut - first]), stream.committed)
         events: list[Event] = []
-        if words:
-            events = [self.transcript(stream, words, len(words), cut, task.end_sample, is_final=True)]
+        if spans or stream.last_partial[0]:  # without words it takes the partial back
+            words = tuple(self.widened(spans, 0, len(spans), cut, task.end_sample))
+            text = " ".join([word.text for word in words])
+            events = [self.transcript(stream, words, text, len(words), cut, is_final=bool(words))]
+        if spans:
             stream.segment += 1
-        elif stream.last_partial[0]:
-            events = [self.transcript(stream, [], 0, cut, task.end_sample, is_final=False)]  # takes the partial back
         self.begin_segment(stream, cut)
         self.release(stream)
         return events
@@ -380,7 +446,8 @@ class Engine:
         stream.committed = stream.settled = ()
         stream.reviews = ()
         stream.reviewed_frame = stream.pause_frame = frame
-        stream.told = ([], [], 0)
+        stream.told = ([], (), 0)
+        stream.settled_words, stream.settled_text = (), ()
         stream.settled_frame = frame
         stream.last_partial = ("", 0)
 

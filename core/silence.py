@@ -14,6 +14,6 @@ GLANCE = 400  # newest samples, which nearly always tell that a window is not st
 def still_value(samples: RingBuffer, start: int, end: int) -> float | None:
     """The value that all samples [start, end) have; None where they differ, or there are none."""
     newest = samples.read(max(start, end - GLANCE), end)
-    if not len(newest) or (newest != newest[0]).any():
+    if not len(newest) or newest[0] != newest[-1] or (newest != newest[0]).any():
         return None
     return float(newest[0]) if (samples.read(start, end) == newest[0]).all() else None

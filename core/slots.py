@@ -118,7 +118,7 @@ class Slots:
             for row, window in zip(samples.numpy(), members, strict=True):
                 first = self.end(window) - n
                 sample = (first - lead) * self.unit
-                row[:] = window.samples.read(sample, sample + rows)
+                window.samples.read_into(sample, row)
                 places.append([window.slot.index, first])
             self.graphs(self.put_after if lead else self.put, samples, self.pinned(places))
             for window in members:

@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 
 LogProbs = NDArray[np.float32]
 Ids = NDArray[np.int64]
+Scores = NDArray[np.float32]
 Letters = list[tuple[int, int]]  # row and token of each
 
+FEW = 6  # streams whose seams are found sooner one by one
 BLOCK = 50  # stable rows that are put aside at once
 MARGIN = 20  # frames before the overlap that tell a letter which moved from a letter which is new
 MAX_MOVE = 6  # frames that a letter moves at most between two windows
@@ -57,6 +59,7 @@ class StitchedFrames:
     past: tuple[LogProbs, ...]  # stable rows in blocks of `BLOCK`, which are shared with what follows and not copied
     recent: LogProbs  # (n_frames - BLOCK * blocks, n_vocab), the rows after those
     ids: Ids  # (n_frames,) the likeliest of each row
+    scores: Scores  # (n_frames,) its log-probability
     start_frame: int
     n_stable: int
 
@@ -84,29 +87,31 @@ class StitchedFrames:
     def since(self, frame: int) -> StitchedFrames:
         """The rows from `frame` on: what the next segment starts with."""
         n = min(max(0, frame - self.start_frame), len(self.ids))
-        return StitchedFrames((), self.rows(n), self.ids[n:], frame, max(0, self.n_stable - n))
+        return StitchedFrames((), self.rows(n), self.ids[n:], self.scores[n:], frame, max(0, self.n_stable - n))
 
     def until(self, n: int) -> StitchedFrames:
         """The first `n` rows, which are stable rows and more."""
-        return replace(self, recent=self.recent[: n - BLOCK * len(self.past)], ids=self.ids[:n])
+        recent = self.recent[: n - BLOCK * len(self.past)]
+        return replace(self, recent=recent, ids=self.ids[:n], scores=self.scores[:n])
 
-    def followed_by(self, log_probs: LogProbs, ids: Ids, n: int, stable_frame: int) -> StitchedFrames:
+    def followed_by(self, log_probs: LogProbs, ids: Ids, scores: Scores, n: int, stable_frame: int) -> StitchedFrames:
         """The first `n` rows, the stable ones among them, and others after those."""
         past, recent = self.past, self.recent
         n_past = BLOCK * len(past)
         while n_past + BLOCK + MARGIN <= self.n_stable:  # the next seam looks at what is recent
             past, recent, n_past = (*past, recent[:BLOCK].copy()), recent[BLOCK:], n_past + BLOCK
-        new_ids = np.concatenate([self.ids[:n], ids])
-        n_stable = min(max(self.n_stable, stable_frame - self.start_frame), len(new_ids))
+        n_stable = min(max(self.n_stable, stable_frame - self.start_frame), n + len(ids))
         rows = np.concatenate([recent[: n - n_past], log_probs])
-        return StitchedFrames(past, rows, new_ids, self.start_frame, n_stable)
+        new_ids, new_scores = np.concatenate([self.ids[:n], ids]), np.concatenate([self.scores[:n], scores])
+        return StitchedFrames(past, rows, new_ids, new_scores, self.start_frame, n_stable)
 
 
 Joint = tuple[StitchedFrames, Emission, int]  # as the arguments of `stitch`
 
 
 def empty(start_frame: int, n_vocab: int) -> StitchedFrames:
-    return StitchedFrames((), np.zeros((0, n_vocab), np.float32), np.zeros(0, np.int64), start_frame, 0)
+    none = np.zeros(0, np.float32)
+    return StitchedFrames((), np.zeros((0, n_vocab), np.float32), np.zeros(0, np.int64), none, start_frame, 0)
 
 
 def letters(ids: Sequence[int], blank: int) -> Letters:
@@ -129,7 +134,7 @@ def prefix_distances(older: Letters, newer: Letters, is_beginning: bool = False)
     before one row does, and no way to those leads through.
     """
     margin = -1 if is_beginning else MAX_MOVE
-    places = [place for place, _ in newer]
+    places, tokens = [place for place, _ in newer], [token for _, token in newer]
     line = [0.0]
     for place in places:
         line.append(line[-1] + (place > margin))
@@ -145,11 +150,13 @@ def prefix_distances(older: Letters, newer: Letters, is_beginning: bool = False)
         line = [math.inf] * len(above)
         if not first:
             line[0] = above[0] + (row > margin)
+        left = line[max(0, first - 1)]
         for j in range(max(0, first - 1), last):
-            move = abs(row - places[j])
-            paired = above[j] + ((token != newer[j][1]) + MOVE * move if move <= MAX_MOVE else 2)
-            alone = 1 + min(above[j + 1], line[j])
-            line[j + 1] = paired if paired < alone else alone
+            place, up = places[j], above[j + 1]
+            move = row - place if row > place else place - row
+            paired = above[j] + ((token != tokens[j]) + MOVE * move if move <= MAX_MOVE else 2)
+            alone = 1 + (up if up < left else left)
+            line[j + 1] = left = paired if paired < alone else alone
         yield line
 
 
@@ -256,11 +263,95 @@ def find_seams(overlaps: Sequence[Overlap], newer_ids: Sequence[Ids], silent_ids
     newer = np.concatenate([of.newer[:n] for of, n in zip(overlaps, lengths, strict=True)])
     silences = np.concatenate([older.take(silent_ids, 1), newer.take(silent_ids, 1)], 1)
     doubts = split(2 - np.exp(silences).sum(1), lengths)  # in [0, 2]
+    sides = [of.older_ids for of in overlaps], [ids[:n] for ids, n in zip(newer_ids, lengths, strict=True)]
+    is_many = len(overlaps) >= FEW
+    told = quick_seams(overlaps, *sides, doubts, silent_ids[0]) if is_many else [None for _ in overlaps]
     seams = []
-    for of, n, ids, doubt in zip(overlaps, lengths, newer_ids, doubts, strict=True):
-        old, new = (letters(part.tolist(), silent_ids[0]) for part in (of.older_ids, ids[:n]))
-        seams.append(find_seam(old, new, seam_costs(doubt.tolist(), of.first), of.first, of.start == 0))
+    for of, seam, doubt, *ids in zip(overlaps, told, doubts, *sides, strict=True):
+        if seam is None:
+            old, new = (letters(part.tolist(), silent_ids[0]) for part in ids)
+            costs = seam_costs(doubt.tolist(), of.first)
+            find = search_seam if is_many else find_seam
+            seam = find(old, new, costs, of.first, of.start == 0)
+        seams.append(seam)
     return seams
+
+
+def quick_seams(
+    overlaps: Sequence[Overlap],
+    older_ids: Sequence[Ids],
+    newer_ids: Sequence[Ids],
+    doubts: Sequence[NDArray[np.float32]],
+    blank: int,
+) -> list[int | None]:
+    """What `find_seam` finds without all distances, of many streams at once; None where it needs them.
+
+    Pair k is of the k-th letters of either window. Rows are known or not by the first pair that reaches them.
+    """
+    n = np.array([len(ids) for ids in older_ids])[:, None]  # (stream, 1), as the next two
+    first = np.array([of.first for of in overlaps])[:, None]
+    is_beginning = np.array([of.start == 0 for of in overlaps])[:, None]
+    width = max(1, int(n.max()))
+    row = np.arange(width)
+    is_row = row < n  # (stream, row)
+    costs = np.zeros(is_row.shape)
+    costs[is_row] = np.concatenate(doubts)
+    costs = costs + DELAY * row + costs[:, np.maximum(row - 1, 0)]
+
+    # (stream, letter): rows and tokens.
+    (old, old_token), (new, new_token) = pad_letters(older_ids, newer_ids, is_row, blank)
+    is_same, distance = (old == new) & (old_token == new_token), abs(old - new)
+    is_pair = (old_token == new_token) & (distance <= MAX_MOVE)
+    moved = np.cumsum(np.where(is_pair, MOVE * distance, 0.0), 1)
+    is_last = ~is_pair | (moved >= 1)  # with the first such pair it ends
+    near, far = np.minimum(old, new), np.where(is_last, n, np.maximum(old, new))
+    moved = np.concatenate([np.zeros_like(moved[:, :1]), moved[:, :-1]], 1)  # before each pair
+    is_free = np.logical_or.accumulate(~is_same & (near <= MAX_MOVE) & ~is_beginning, 1)
+
+    # (stream, row) again: the pair that reaches each row first.
+    reach = np.maximum.accumulate(far, 1) + 1 + (width + 2) * np.arange(len(n))[:, None]
+    n_behind = np.bincount(reach.ravel(), minlength=len(n) * (width + 2)).reshape(len(n), -1)
+    pair = np.minimum(np.cumsum(n_behind, 1)[:, :width], near.shape[1] - 1)
+    penalty = DISAGREEMENT * np.take_along_axis(moved, pair, 1)
+    may_be = is_row & (row >= first)
+    is_known = may_be & (row <= np.take_along_axis(near, pair, 1))
+    whole = np.where(is_known, costs + penalty, np.inf)
+    unknown = np.where(np.take_along_axis(is_free, pair, 1), costs, costs + penalty)
+    unknown = np.where(may_be & ~is_known, unknown, np.inf).min(1)
+    place = whole.argmin(1)[:, None]
+    alike = is_known & (pair == np.take_along_axis(pair, place, 1))  # of these the cheapest, as rounding may hide
+    seams = np.where(alike, costs, np.inf).argmin(1)
+    is_told = np.take_along_axis(whole, place, 1)[:, 0] < unknown
+    none = (first >= n)[:, 0]
+    seams, is_told = np.where(none, first[:, 0], seams), is_told | none
+    return [seam if told else None for seam, told in zip(seams.tolist(), is_told.tolist(), strict=True)]
+
+
+def pad_letters(
+    older_ids: Sequence[Ids], newer_ids: Sequence[Ids], is_row: NDArray[np.bool_], blank: int
+) -> list[tuple[Ids, Ids]]:
+    """`letters` of both windows of many streams: rows and tokens (stream, letter), at the end n and -1, one at least.
+
+    Args:
+        is_row: (stream, row) False behind each stream's n rows.
+    """
+    begins, tokens = [], []
+    for ids in (older_ids, newer_ids):
+        line = np.full((len(is_row), is_row.shape[1] + 1), blank)  # one blank before
+        line[:, 1:][is_row] = np.concatenate(ids)
+        tokens.append(line[:, 1:])
+        begins.append((line[:, 1:] != line[:, :-1]) & (line[:, 1:] != blank))
+    counts = [begin.sum(1) for begin in begins]
+    n_letters = 1 + max(int(count.max()) for count in counts)
+    n = is_row.sum(1)[:, None]
+    padded = []
+    for begin, token, count in zip(begins, tokens, counts, strict=True):
+        rows, names = np.repeat(n, n_letters, 1), np.full((len(n), n_letters), -1)
+        is_letter = np.arange(n_letters) < count[:, None]
+        rows[is_letter] = np.nonzero(begin)[1]
+        names[is_letter] = token[begin]
+        padded.append((rows, names))
+    return padded
 
 
 def stitch(frames: StitchedFrames, window: Emission, stable_frame: int, silent_ids: tuple[int, int]) -> StitchedFrames:
@@ -278,9 +369,15 @@ def stitch_all(joints: Sequence[Joint], silent_ids: tuple[int, int]) -> list[Sti
         return []
     overlaps = [Overlap.of(*joint) for joint in joints]
     rows = [of.newer for of in overlaps]
-    ids = split(np.concatenate(rows).argmax(1), [len(part) for part in rows])
+    lengths = [len(part) for part in rows]
+    together = np.concatenate(rows)
+    likeliest = together.argmax(1)
+    ids = split(likeliest, lengths)
+    scores = split(np.take_along_axis(together, likeliest[:, None], 1)[:, 0], lengths)
     seams = find_seams(overlaps, ids, silent_ids)
     return [
-        frames.followed_by(rows[i][seams[i] :], ids[i][seams[i] :], overlaps[i].start + seams[i], stable_frame)
-        for i, (frames, _, stable_frame) in enumerate(joints)
+        frames.followed_by(row[n:], of_row[n:], score[n:], of.start + n, stable_frame)
+        for (frames, _, stable_frame), of, row, of_row, score, n in zip(
+            joints, overlaps, rows, ids, scores, seams, strict=True
+        )
     ]

@@ -113,7 +113,7 @@ class Pass:
     only_shows: bool = False  # a step between those that can end the segment
 
 
-Told = tuple[list[WordSpan], list[Word], int]  # spans, the words of all but the last, and how many are committed
+Told = tuple[list[WordSpan], tuple[Word, ...], int]  # spans, the words of all but the last, and how many are committed
 
 
 def no_words(log_probs: LogProbs, start_frame: int) -> list[WordSpan]:
@@ -163,7 +163,9 @@ class Stream:
         self.settled: tuple[WordSpan, ...] = ()  # of the frames before `settled_frame`, which partials decode no more
         self.settled_frame = 0
         self.last_partial: tuple[str, int] = ("", 0)
-        self.told: Told = ([], [], 0)  # of settled words: need not be made again
+        self.settled_words: tuple[Word, ...] = ()  # of those but the last, as they are told: need not be made again
+        self.settled_text: tuple[str, ...] = ()  # of those, as one; empty without any
+        self.told: Told = ([], (), 0)  # the same where some words are committed, or partials are steady
         self.is_finished = False
         self.statistics = statistics
         self.slot: Slot | None = None  # where the last window is on the device
@@ -355,8 +357,9 @@ class Stream:
 def hops_to_endpoint(has_letter: NDArray[np.bool_], n_stable: int, config: StreamConfig) -> int:
     """Steps until the segment can end: the pause that ends it has yet to last."""
     rules = config.endpoint
-    if has_letter[: rules.before_speech].any():
-        run = int(has_letter[::-1].argmax())
+    rows = has_letter.tobytes()
+    if 1 in rows[: rules.before_speech]:
+        run = len(rows) - 1 - rows.rfind(1)
         wait = min(rules.after_speech + rules.slack - run, rules.max_length - n_stable)
     else:
         wait = rules.before_speech - n_stable

@@ -25,8 +25,8 @@ import numpy as np
 
 from core.audio import SAMPLE_RATE, Samples
 from core.decoder import Decode
-from core.engine import Engine
-from core.stitcher import LogProbs, StitchedFrames
+from core.engine import Engine, Joined
+from core.stitcher import LogProbs
 from core.stream import LATENCIES, Pass, StreamConfig
 from core.transcript import Event
 from streamer.admission import Admission
@@ -415,7 +415,7 @@ class Scheduler:
         engine = batch[0].engine
         passes = [(job.stream, task) for job, task in work]
         emitted: list[LogProbs] = []
-        joined: list[StitchedFrames | None] = [None] * len(work)
+        joined: list[Joined | None] = [None] * len(work)
         try:
             if heard is None or heard.log_probs is None:
                 emitted = engine.emit(passes)

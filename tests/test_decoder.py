@@ -10,7 +10,7 @@ from planted import ALPHABET, TOKENS
 from test_stitcher import rows
 
 from core.acoustic import alphabet_of
-from core.decoder import Alphabet, decode_greedy
+from core.decoder import Alphabet, Path, WordSpan, confidence_of, confidences, decode_greedy, decode_path, decode_paths
 from core.tokenizer import Wav2Vec2Tokenizer
 
 
@@ -64,3 +64,40 @@ def test_without_a_delimiter_a_pause_alone_parts_words() -> None:
 
 def test_nothing_says_nothing() -> None:
     assert decode_greedy(np.zeros((0, len(TOKENS)), np.float32), 0, ALPHABET) == []
+
+
+def spoken(rng: np.random.Generator) -> Path:
+    """Frames with repeats, pauses and perhaps without anything."""
+    n = int(rng.integers(0, 200))
+    ids = rng.integers(0, rng.integers(2, 8), n) * (rng.random(n) < rng.choice([0.1, 0.5, 0.9]))
+    ids = np.repeat(ids, rng.integers(1, 4, n))
+    if rng.random() < 0.3:
+        ids[len(ids) // 3 :][: int(rng.integers(40, 60))] = 0
+    return Path(ids, -rng.exponential(rng.choice([0.01, 1]), len(ids)).astype(np.float32), int(rng.integers(1000)))
+
+
+@pytest.mark.parametrize("alphabet", [ALPHABET, Alphabet(TOKENS, 0, 0), Alphabet(TOKENS, 0, 1, frozenset({3, 4}))])
+def test_many_paths_at_once_are_decoded_as_each_alone(alphabet: Alphabet) -> None:
+    rng = np.random.default_rng(0)
+    n_words = 0
+    for _ in range(60):
+        paths = [spoken(rng) for _ in range(int(rng.integers(4, 12)))]
+        alone = [decode_path(path, alphabet) for path in paths]
+        assert decode_paths(paths, alphabet) == alone
+        n_words += sum(map(len, alone))
+    assert n_words > 500
+    nothing = Path(np.zeros(0, np.int64), np.zeros(0, np.float32), 0)
+    assert decode_paths([nothing] * 5, alphabet) == [[]] * 5 and decode_paths([], alphabet) == []
+
+
+def test_the_best_frame_of_a_letter_counts() -> None:
+    path = Path(np.array([2, 2, 0, 2]), np.log([0.25, 0.5, 0.9, 0.5]).astype(np.float32), 7)
+    for spans in (decode_path(path, ALPHABET), *decode_paths([path] * 5, ALPHABET)):
+        assert spans == [WordSpan("AA", 7, 11, 0.5)]
+
+
+def test_confidences_are_rounded_as_each_alone() -> None:
+    """Also half-way between two of four decimals."""
+    means = np.log((np.arange(1, 20000, dtype=np.float64)) / 20000)
+    means = np.concatenate([means, np.nextafter(means, 0), np.nextafter(means, -1), [0.0, 1e-9, -50.0]])
+    assert confidences(means) == [confidence_of(float(mean)) for mean in means]

@@ -77,3 +77,30 @@ def test_a_cut_is_not_before_a_committed_word() -> None:
 def test_without_any_pause_the_cut_stays_inside() -> None:
     cut = longest_pause(np.ones(100, bool), 50)
     assert 50 <= cut <= 100
+
+
+def slow_pause(has_letter: np.ndarray, measure: Measure, slack: int, committed: int, first: int) -> Endpoint | None:
+    """`find_pause`, every row of every run by itself."""
+    n, least, half, energy = len(has_letter), RULES.after_speech, RULES.after_speech // 2, measure()
+    letters = np.flatnonzero(has_letter).tolist()
+    for i, letter in enumerate(letters):
+        last = min(letters[i + 1] + 2 * slack if i + 1 < len(letters) else n, n - slack)
+        loud = RULES.quiet_ratio * float(energy[: letter + 1][has_letter[: letter + 1]].mean())
+        for row in range(letter + 1 + least, last + 1):
+            is_long = row >= letter + 1 + RULES.loud_factor * least
+            if row >= max(first, committed + half) and (is_long or float(energy[row - half : row].mean()) <= loud):
+                return Endpoint(row - half, row + RULES.slack, is_pause=True)
+    return None
+
+
+def test_pauses_are_those_that_every_row_is_asked_for() -> None:
+    rng, n_found = np.random.default_rng(0), 0
+    for _ in range(3000):
+        runs = rng.integers(1, [6, 8, 30, 9, 40][int(rng.integers(5))], 12)
+        line = "".join("#" if i % 2 else "." * int(n) for i, n in enumerate(runs))
+        line = "".join("-" if c == "." and rng.random() < 0.1 else c for c in line)
+        slack, committed, first = int(rng.integers(0, 2)), int(rng.integers(0, 20)), int(rng.integers(0, 60))
+        found = find_pause(*segment(line), RULES, slack, committed, first)
+        assert found == slow_pause(*segment(line), slack, committed, first)
+        n_found += found is not None
+    assert 500 < n_found < 2500

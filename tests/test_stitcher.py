@@ -208,11 +208,36 @@ def test_many_streams_at_once_are_stitched_as_each_alone() -> None:
     assert stitch_all([], ALPHABET.silent) == []
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_seams_of_many_streams_are_those_of_each(seed: int) -> None:
+    """Also where costs are equal, letters are lost or new, and nothing overlaps."""
+    rng = np.random.default_rng(seed)
+    for _ in range(100):
+        overlaps, ids = [], []
+        for _ in range(int(rng.integers(6, 20))):
+            n = int(rng.integers(0, 60))
+            line = rng.integers(0, 5, n) * (rng.random(n) < rng.choice([0.1, 0.4, 0.7]))
+            other = np.zeros(n + 3, np.int64)
+            for row, token in moved(rng, line.tolist()):
+                other[row] = token
+            sides = []
+            for path in (line, other):
+                scores = rng.normal(0, 0.5, (len(path), N)) + rng.choice([4, 8]) * np.eye(N)[path]
+                scores -= np.log(np.exp(scores).sum(1, keepdims=True))
+                sides.append((scores.round() if rng.random() < 0.2 else scores).astype(np.float32))
+            older, newer = sides
+            overlaps.append(Overlap(int(rng.integers(2)), int(rng.integers(n + 1)), older, older.argmax(1), newer))
+            ids.append(newer.argmax(1))
+        alone = [find_seams([of], [row], ALPHABET.silent)[0] for of, row in zip(overlaps, ids, strict=True)]
+        assert find_seams(overlaps, ids, ALPHABET.silent) == alone
+
+
 def test_rows_that_were_put_aside_are_still_there() -> None:
     rng, frames = np.random.default_rng(1), empty(0, N)
     whole = np.log(rng.dirichlet(np.ones(N), 10 * BLOCK)).astype(np.float32)
     for end in range(40, len(whole), 15):
         frames = stitch(frames, Emission(whole[max(0, end - 80) : end], max(0, end - 80)), end - 20, ALPHABET.silent)
+        np.testing.assert_array_equal(frames.scores, whole[:end].max(1))
         for first in (0, 1, BLOCK - 1, BLOCK, end - 30, end):
             np.testing.assert_array_equal(frames.rows(first), whole[first:end])
             np.testing.assert_array_equal(frames.since(first).log_probs, whole[first:end])

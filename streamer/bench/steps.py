@@ -11,7 +11,7 @@ import numpy as np
 from core.audio import HOP, SAMPLE_RATE, Samples
 from core.decoder import Decode, GreedyDecoder, WordSpan
 from core.engine import Engine
-from core.stitcher import Ids, LogProbs
+from core.stitcher import LogProbs
 from core.stream import Stream, StreamConfig
 from streamer.bench.metrics import percentiles
 
@@ -30,19 +30,6 @@ class TimedDecode:
     def __call__(self, log_probs: LogProbs, start_frame: int) -> list[WordSpan]:
         began = time.process_time()
         spans = self.decode(log_probs, start_frame)
-        self.seconds.append(time.process_time() - began)
-        return spans
-
-
-@dataclass(frozen=True, slots=True)
-class TimedGreedy(GreedyDecoder):
-    """The same of the greedy decoder, which the engine treats as such."""
-
-    seconds: list[float] = field(default_factory=list)
-
-    def __call__(self, log_probs: LogProbs, start_frame: int, ids: Ids | None = None) -> list[WordSpan]:
-        began = time.process_time()
-        spans = GreedyDecoder.__call__(self, log_probs, start_frame, ids)
         self.seconds.append(time.process_time() - began)
         return spans
 
@@ -67,8 +54,9 @@ def measure_steps(engine: Engine, samples: Samples, config: StreamConfig) -> dic
     """
     samples = np.resize(samples, max(len(samples), LEAST_S * SAMPLE_RATE))
     is_greedy = isinstance(engine.decode, GreedyDecoder)
-    decode = TimedGreedy(engine.alphabet) if is_greedy else TimedDecode(engine.decode)
-    stream, twin = engine.new_stream(config, decode), engine.new_stream(config)
+    decode = TimedDecode(engine.decode)
+    stream = engine.new_stream(config) if is_greedy else engine.new_stream(config, decode)
+    twin = engine.new_stream(config)
     micros: dict[str, list[float]] = {"stitch": [], "decode": [], "other": [], "whole": [], "again": []}
     emitted: list[LogProbs] = []
     twins: list[Stream] = []  # as they are before each pass
@@ -79,7 +67,9 @@ def measure_steps(engine: Engine, samples: Samples, config: StreamConfig) -> dic
         emitted += engine.model.emit([engine.window(stream, task)])
         decode.seconds.clear()
         times = [time.process_time()]
-        joined = engine.join([(stream, task)], emitted[-1:])
+        frames = engine.stitch([(stream, task)], emitted[-1:])
+        times.append(time.process_time())
+        joined = engine.spell([(stream, task)], frames)  # decodes greedily, or leaves it to `apply`
         times.append(time.process_time())
         engine.apply(stream, task, emitted[-1], *joined)
         times.append(time.process_time())
@@ -88,9 +78,10 @@ def measure_steps(engine: Engine, samples: Samples, config: StreamConfig) -> dic
         engine.apply(twin, task, emitted[-1])
         times.append(time.process_time())
         if task.cut is None:
-            stitch, rest, _, again = np.diff(times).tolist()
-            parts = {"stitch": stitch, "decode": sum(decode.seconds), "whole": stitch + rest, "again": again}
-            parts["other"] = rest - parts["decode"]
+            stitch, spell, rest, _, again = np.diff(times).tolist()
+            decoded = sum(decode.seconds)
+            parts = {"stitch": stitch, "decode": spell + decoded, "other": rest - decoded}
+            parts |= {"whole": stitch + spell + rest, "again": again}
             for name, seconds in parts.items():
                 micros[name].append(1e6 * seconds)
     if is_greedy:

@@ -22,6 +22,7 @@ from torch.nn.utils.parametrize import remove_parametrizations
 from core.audio import Samples
 from core.checkpoint import load_model, resolve
 from core.decoder import Alphabet
+from core.layout import lay_out
 from core.precision import is_fast, pack
 from core.rescorer import FOLDER, Rescorer, RescorerError
 from core.statistics import Statistics
@@ -87,8 +88,10 @@ def fit(model: Wav2Vec2ForCTC, device: torch.device, dtype: str) -> Wav2Vec2ForC
     remove_parametrizations(model.wav2vec2.encoder.pos_conv_embed.conv, "weight")  # the norm of weights, once
     if device.type == "cuda" and kind == torch.float32:
         torch.backends.cudnn.allow_tf32 = False  # float32 is what the others are compared with
-    model = model.to(device, kind)
-    if device.type == "cuda" and find_spec("triton") is not None:
+    if device.type != "cuda":
+        return model.to(device, kind)
+    model = lay_out(model.to(device), kind)
+    if find_spec("triton") is not None:
         from core.fused import fuse  # a second to import
 
         fuse(model)

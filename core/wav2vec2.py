@@ -252,19 +252,19 @@ class Wav2Vec2ForCTC(PreTrainedModel):
     @torch.inference_mode()
     def log_probs(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(batch, frame, vocab) float32 log-probabilities, whatever the dtype of the weights."""
-        output = self(input_values.to(self.dtype), attention_mask)
+        output = self(input_values, attention_mask)
         return F.log_softmax(output.logits, -1, dtype=torch.float32)
 
     @torch.inference_mode()
     def log_probs_and_states(self, input_values: Tensor, n_blocks: int) -> tuple[Tensor, Tensor]:
         """`log_probs`, and the float32 states (batch, frame, hidden) after so many of the encoder's blocks."""
-        output = self(input_values.to(self.dtype), output_hidden_states=True)
+        output = self(input_values, output_hidden_states=True)
         return F.log_softmax(output.logits, -1, dtype=torch.float32), output.hidden_states[n_blocks].float()
 
     @torch.inference_mode()
     def embed(self, input_values: Tensor, norms: Tensor | None = None) -> Tensor:
         """The first half of `log_probs`: (batch, sample) to hidden states (batch, frame, hidden)."""
-        return self.wav2vec2.embed(input_values.to(self.dtype), norms)[0]
+        return self.wav2vec2.embed(input_values, norms)[0]
 
     @torch.inference_mode()
     def resume(

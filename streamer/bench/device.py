@@ -19,7 +19,7 @@ from torch import nn
 from core.acoustic import AcousticModel
 from core.audio import HOP, SAMPLE_RATE, Samples, n_samples_for
 from core.engine import Engine
-from core.extractor import ConvLayer
+from core.layout import FirstConv, FrameConv
 from core.slots import Slots
 from core.stream import LATENCIES, Stream, StreamConfig
 from streamer.bench.arithmetic import Clock, best_of, ceilings, clock_of, flops, timed_parts
@@ -101,8 +101,8 @@ def measure_flush(
 
 
 def is_fused(layer: nn.Module) -> bool:
-    """Whether a kernel of `core.fused` follows its convolution."""
-    return isinstance(layer, ConvLayer) and layer.fused is not None
+    """Whether it is run by a kernel of `core.fused`."""
+    return isinstance(layer, FirstConv | FrameConv) and layer.fused is not None
 
 
 def emit_apart(model: AcousticModel) -> Emit:
@@ -110,7 +110,7 @@ def emit_apart(model: AcousticModel) -> Emit:
     plain = copy(model)
     plain.model = deepcopy(model.model)
     for layer in plain.model.modules():
-        if isinstance(layer, ConvLayer):
+        if isinstance(layer, FirstConv | FrameConv):
             layer.fused = None
     return plain.emit
 

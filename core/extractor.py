@@ -68,6 +68,10 @@ class ConvLayer(nn.Module):
         x = self.multiply(x) if self.is_product else self.conv(x)  # (batch, channel, time)
         if norms is not None:
             return self.activation(x * norms[:, 0, :, None].to(x.dtype) + norms[:, 1, :, None].to(x.dtype))
+        return self.activate(x)
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Norm and activation of (batch, channel, time)."""
         if self.layer_norm is not None:
             x = self.layer_norm(x.transpose(1, 2)).transpose(1, 2) if self.per_frame else self.layer_norm(x)
         return self.activation(x)

@@ -8,7 +8,6 @@ Left out: adapters behind the encoder (`add_adapter`) and the conformer variants
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.configuration import Wav2Vec2Config
-from core.encoder import Attention, Branch, Encoder, FeedForward, PositionalConvEmbedding
+from core.encoder import Attention, Branch, Encoder, FeedForward, PositionalConvEmbedding, Recall
 from core.extractor import ConvLayer, FeatureExtractor, FeatureProjection
 from core.masking import mask_spans
 
@@ -267,12 +266,10 @@ class Wav2Vec2ForCTC(PreTrainedModel):
         return self.wav2vec2.embed(input_values, norms)[0]
 
     @torch.inference_mode()
-    def resume(
-        self, hidden: Tensor, n_lead: int, positions: Tensor, pasts: Sequence[Tensor | None]
-    ) -> tuple[Tensor, Tensor]:
+    def resume(self, hidden: Tensor, n_lead: int, positions: Tensor, recall: Recall) -> Tensor:
         """As `log_probs_of`, for the last frames of sequences; see `Encoder.resume`."""
-        hidden, present = self.wav2vec2.encoder.resume(hidden.to(self.dtype), n_lead, positions, pasts)
-        return F.log_softmax(self.lm_head(hidden), -1, dtype=torch.float32), present
+        hidden = self.wav2vec2.encoder.resume(hidden.to(self.dtype), n_lead, positions, recall)
+        return F.log_softmax(self.lm_head(hidden), -1, dtype=torch.float32)
 
     @torch.inference_mode()
     def log_probs_of(self, hidden: Tensor) -> Tensor:

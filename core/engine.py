@@ -68,8 +68,8 @@ class Engine:
 
     @property
     def is_whole(self) -> bool:
-        """Whether steps compute all of their windows: no features are kept here for `core.tail`."""
-        return bool(self.model.n_slots) or not self.model.n_features
+        """Whether steps compute all of their windows: no features are kept for `core.tail`, here or in slots."""
+        return not (self.model.n_local_features if self.model.n_slots else self.model.n_features)
 
     def step(self, streams: Sequence[Stream]) -> list[list[Event]]:
         """Runs one window of every stream that is ready, as one batch.
@@ -102,7 +102,11 @@ class Engine:
             elif (slot := self.slot(stream, task)) is not None:
                 statistics = self.statistics(stream, task)
                 moments = (0.0, 1.0) if statistics is None else statistics.moments
-                resident[slot.slots][i] = Resident(slot, stream.buffer, task.start_sample, moments)
+                is_tail = slot.slots.keeps_past and stream.config.refresh < stream.config.window
+                memory = replace(stream.memory) if is_tail else None
+                resident[slot.slots][i] = Resident(
+                    slot, stream.buffer, task.start_sample, moments, memory, stream.config.refresh, not task.only_shows
+                )
             elif task.cut is not None or n < RECEPTIVE_FIELD or (stream.features is None and not self.model.halo):
                 plain[i] = self.window(stream, task)  # of final passes: to the bit what an offline pass gives
             else:
@@ -129,6 +133,9 @@ class Engine:
                 work[i][0].remember(work[i][1], step.memory)
         for slots, windows in resident.items():
             results |= zip(windows, slots.emit(list(windows.values())), strict=True)
+            for i, window in windows.items():
+                if window.memory is not None and window.writes:
+                    work[i][0].remember(work[i][1], window.memory)
         return [results[i] for i in range(len(work))]
 
     def hear(self, finals: Sequence[Stream | None], windows: Sequence[Samples]) -> list[LogProbs]:

@@ -2,8 +2,12 @@
 
 A stream that has a slot keeps there, in a ring of one window, the samples that it was last heard with; of models whose
 frames have features that depend on nothing else these features, so that each sample is convolved once
-(`core.feature_cache` is the same on the host). Rings are written and read for all streams of a batch by index.
-A ring needs not be cleared: who takes a slot fills all of it first.
+(`core.feature_cache` is the same on the host). Of such models the keys and values of the window's frames may stay, too,
+and a step computes the newest frames alone (`core.tail` on the host). Rings are written and read for all streams of a
+batch by index. A ring needs not be cleared: who takes a slot fills all of it first.
+
+Steps that can end a segment go on from one another, and write what they compute. Those that only show go on from the
+last of these and write no keys and values, and so leave no trace.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,6 +28,9 @@ from core.audio import HOP, n_samples_for
 from core.graphs import Graphs
 from core.ring_buffer import RingBuffer
 from core.stitcher import LogProbs
+from core.tail import Memory
+
+PARTS = 8  # of a GPU's memory, one of which the keys and values of streams that are cut alike may take
 
 
 @dataclass(slots=True, eq=False)
@@ -43,6 +51,14 @@ class Resident:
     samples: RingBuffer
     start_sample: int  # a multiple of the hop
     moments: tuple[float, float] = (0.0, 1.0)  # mean and deviation, where the model wants them taken out
+    # Of the last window that wrote its keys and values, `past` aside; None computes all of this one, and writes none.
+    memory: Memory | None = None
+    refresh: int = 0  # frames that are computed again then, besides the new ones
+    writes: bool = True
+
+    @property
+    def first_frame(self) -> int:
+        return self.start_sample // HOP
 
 
 class Slots:
@@ -62,6 +78,10 @@ class Slots:
         self.n_rows = window if width else n_samples_for(window)
         self.most_new = hop if width else hop * HOP
         self.rings = torch.zeros((n, self.n_rows, *([width] if width else [])), device=self.device)
+        self.n_lead = model.config.num_conv_pos_embeddings // 2  # frames that the positional convolution looks back
+        # Keys and values (layer, 2, slot, head, frame, hidden / head), reserved when the first are written; with one
+        # slot more than there are, for those that shall leave no trace.
+        self.past: Tensor | None = None
         self.free = list(range(n))[::-1]
         # As many as a batch may be long, rounded down to a size that is run as it is.
         self.most = 1 << (max(1, MAX_BATCH_SAMPLES // n_samples_for(window)).bit_length() - 1)
@@ -79,30 +99,95 @@ class Slots:
         index = self.free.pop()
         return Slot(self, index, weakref.finalize(stream, self.free.append, index))
 
-    def warm_up(self, most: int) -> None:
-        """Runs the batches of up to `most` streams, while none has a slot: the first of each size is slow."""
-        samples = RingBuffer(n_samples_for(2 * self.window))
+    @cached_property
+    def keeps_past(self) -> bool:
+        """Whether keys and values can stay: of frames that keep their features, where the device has room for them."""
+        if self.unit != HOP or self.device.type != "cuda":
+            return self.unit == HOP
+        config, itemsize = self.model.config, self.model.model.dtype.itemsize
+        n = 2 * config.num_hidden_layers * (self.n + 1) * self.window * config.hidden_size
+        return n * itemsize <= torch.cuda.get_device_properties(self.device).total_memory // PARTS
+
+    def warm_up(self, most: int, refresh: int | None = None, most_hops: int = 1) -> None:
+        """Runs the batches of up to `most` streams, while none has a slot: the first of each size is slow.
+
+        Args:
+            refresh: of streams that compute the newest frames alone; None where they compute their windows.
+            most_hops: from one of their steps that write to the next.
+        """
+        is_tail = refresh is not None and refresh < self.window and self.keeps_past
+        n_hops = most_hops if is_tail else 1
+        samples = RingBuffer(n_samples_for(self.window + n_hops * self.hop))
         samples.append(np.zeros(samples.capacity, np.float32))
         for n in (1 << i for i in range(min(most, self.most, self.n).bit_length())):
-            slots = [Slot(self, i, bool) for i in range(n)]
-            for start in (0, HOP * self.hop):  # a whole window, and a hop
-                self.emit([Resident(slot, samples, start) for slot in slots])
+            places = [(Slot(self, i, bool), Memory() if is_tail else None) for i in range(n)]
+            for i in range(n_hops + 1):  # a whole window, and so many hops
+                start = HOP * self.hop * i
+                self.emit([Resident(slot, samples, start, (0.0, 1.0), of, refresh or 0, not i) for slot, of in places])
 
     @torch.inference_mode()
     def emit(self, windows: Sequence[Resident]) -> list[LogProbs]:
-        """(n_frames, n_vocab) float32 log-probabilities of each window, which must be of different slots."""
-        results = []
+        """(n_frames, n_vocab) float32 log-probabilities of each window, which must be of different slots.
+
+        The memories of those that write are brought up to date. Another thread's batch may be sent meanwhile.
+        """
+        pending: list[tuple[list[Resident], int, Tensor]] = []
         with self.lock:
             for first in range(0, len(windows), self.most):
                 part = windows[first : first + self.most]
                 self.fill(part)
-                places = self.pinned([[window.slot.index, window.start_sample // self.unit] for window in part])
-                moments = self.pinned([window.moments for window in part], torch.float64)
-                rows = self.graphs(self.emission, places, moments)
-                results.append(self.reserve(rows.shape, rows.dtype).copy_(rows, non_blocking=True))
+                groups: dict[int, list[Resident]] = defaultdict(list)
+                for window in part:
+                    groups[self.n_computed(window)].append(window)
+                for n, members in groups.items():
+                    rows = self.run_tail(members, n) if n else self.run_whole(members)
+                    pending.append((members, n, self.reserve(rows.shape, rows.dtype).copy_(rows, non_blocking=True)))
             if self.device.type == "cuda":
                 torch.cuda.current_stream(self.device).synchronize()
-        return [log_probs for rows in results for log_probs in rows.numpy()]
+        results: dict[int, LogProbs] = {}
+        for members, n, rows in pending:
+            for window, new in zip(members, rows.numpy(), strict=True):
+                results[window.slot.index] = self.remember(window, n, new) if n else new
+        return [results[window.slot.index] for window in windows]
+
+    def run_whole(self, windows: Sequence[Resident]) -> Tensor:
+        places = self.pinned([[window.slot.index, window.start_sample // self.unit] for window in windows])
+        moments = self.pinned([window.moments for window in windows], torch.float64)
+        return self.graphs(self.emission, places, moments)
+
+    def n_computed(self, window: Resident) -> int:
+        """Frames at a window's end to compute, with so many whole hops among them that few sizes occur; 0 where there
+        is no memory to go on from, or to write."""
+        memory, first = window.memory, window.first_frame
+        if memory is None:
+            return 0
+        n_new = self.window - memory.n_known(first, first + self.window, window.refresh) - window.refresh
+        n = max(1, -(-n_new // self.hop)) * self.hop + window.refresh
+        return n if n + self.n_lead < self.window else self.window
+
+    def run_tail(self, windows: Sequence[Resident], n: int) -> Tensor:
+        """(batch, n, vocab) of the last `n` frames of each window."""
+        places = []
+        for window in windows:
+            index, memory = window.slot.index, window.memory
+            assert memory is not None
+            origin = memory.origin if n < self.window else window.first_frame
+            places.append([index, index if window.writes else self.n, origin])
+        n_heard = n if n == self.window else n + self.n_lead
+        firsts = torch.tensor([[self.end(window) - n_heard] for window in windows])
+        frames = self.reserve((len(windows), n_heard), torch.int64).copy_(firsts + torch.arange(n_heard))
+        return self.graphs(self.tail, self.pinned(places), frames)
+
+    def remember(self, window: Resident, n: int, new: LogProbs) -> LogProbs:
+        """All of a window whose last `n` frames were computed; what it leaves to the next is noted."""
+        memory, first = window.memory, window.first_frame
+        assert memory is not None
+        # What is alone is copied, or it would keep the rest of its batch alive.
+        log_probs = memory.joined(first, self.window - n, new) if n < self.window else new.copy()
+        if window.writes:
+            memory.origin = memory.origin if n < self.window else first
+            memory.first_frame, memory.log_probs = first, log_probs
+        return log_probs
 
     def fill(self, windows: Sequence[Resident]) -> None:
         """Sends what the rings lack of each window."""
@@ -152,6 +237,33 @@ class Slots:
         if self.model.normalises:  # as `Statistics.normalise` rounds
             rows = ((rows - moments[:, :1].float()).double() / moments[:, 1:]).float()
         return self.model.model.log_probs(rows)
+
+    def tail(self, places: Tensor, frames: Tensor) -> Tensor:
+        """(batch, frame, vocab) of the newest frames of windows, or of all.
+
+        Args:
+            places: (batch, 3): the slots to read and to write, and the frame at position 0.
+            frames: (batch, n_lead + frame); of whole windows those alone.
+        """
+        slot, to, origin = places[:, 0], places[:, 1:2], places[:, 2:]
+        is_whole = frames.shape[1] == self.window
+        n_lead, turns = 0 if is_whole else self.n_lead, frames % self.window
+        new = turns[:, n_lead:]
+
+        def recall(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            if self.past is None:
+                heads, d = k.shape[1], k.shape[3]
+                self.past = k.new_zeros(self.model.config.num_hidden_layers, 2, self.n + 1, heads, self.window, d)
+            rows, past = torch.stack([k, v]), self.past[layer]  # (2, batch, head, frame, d)
+            past[:, to, :, new] = rows.permute(1, 3, 0, 2, 4)
+            if is_whole:
+                return k, v
+            # As they lie in the ring: the new ones are where the oldest were.
+            keys, values = past[:, slot].scatter_(3, new[None, :, None, :, None].expand_as(rows), rows)
+            return keys, values
+
+        heard = self.rings[places[:, :1], turns]
+        return self.model.model.resume(heard, n_lead, frames[:, n_lead:] - origin, recall)
 
     def turn(self, places: Tensor, n: int) -> Tensor:
         """(batch, n) indices within the rings of the rows that follow each first one."""

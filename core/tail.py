@@ -27,7 +27,7 @@ class Memory:
 
     first_frame: int = 0
     origin: int = 0  # the frame at position 0
-    past: Tensor | None = None  # (layer, 2, head, frame, hidden / head) keys and values
+    past: Tensor | None = None  # (layer, 2, head, frame, hidden / head) keys and values, unless a slot has them
     log_probs: LogProbs | None = None  # (frame, vocab)
 
     @property

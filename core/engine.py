@@ -6,6 +6,7 @@ The engine and the model hold no stream's state: it is all in `core.stream.Strea
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -57,6 +58,7 @@ class Engine:
         self.is_letter = self.alphabet.is_letter()
         self.decode: Decode = decode or GreedyDecoder(self.alphabet)
         self.slots: dict[tuple[int, int], Slots] = {}  # by window and hop
+        self.lock = threading.Lock()  # of who takes one
         self.still = lru_cache(MOST_STILL)(self.emit_still)
 
     def new_stream(self, config: StreamConfig | None = None, decode: Decode | None = None) -> Stream:
@@ -161,9 +163,10 @@ class Engine:
         if not self.model.n_slots or task.cut is not None or not is_whole:
             return None
         if stream.slot is None:
-            slots = self.slots_for(stream.config)
-            if slots is not None and slots.free:
-                stream.slot = slots.take(stream)
+            with self.lock:  # several threads may emit
+                slots = self.slots_for(stream.config)
+                if slots is not None and slots.free:
+                    stream.slot = slots.take(stream)
         return stream.slot
 
     def slots_for(self, config: StreamConfig) -> Slots | None:

@@ -86,7 +86,7 @@ class Slots:
         # As many as a batch may be long, rounded down to a size that is run as it is.
         self.most = 1 << (max(1, MAX_BATCH_SAMPLES // n_samples_for(window)).bit_length() - 1)
         self.graphs = Graphs(self.device, captures)
-        self.lock = threading.Lock()  # one batch at a time
+        self.lock = threading.Lock()  # of who sends a batch
 
     def take(self, stream: object) -> Slot:
         """A place for a stream, until it is released or the stream is no more.
@@ -129,7 +129,8 @@ class Slots:
     def emit(self, windows: Sequence[Resident]) -> list[LogProbs]:
         """(n_frames, n_vocab) float32 log-probabilities of each window, which must be of different slots.
 
-        The memories of those that write are brought up to date. Another thread's batch may be sent meanwhile.
+        The memories of those that write are brought up to date. While the device computes, another thread may send its
+        batch, which comes after this one there.
         """
         pending: list[tuple[list[Resident], int, Tensor]] = []
         with self.lock:
@@ -142,8 +143,9 @@ class Slots:
                 for n, members in groups.items():
                     rows = self.run_tail(members, n) if n else self.run_whole(members)
                     pending.append((members, n, self.reserve(rows.shape, rows.dtype).copy_(rows, non_blocking=True)))
-            if self.device.type == "cuda":
-                torch.cuda.current_stream(self.device).synchronize()
+            done = torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
+        if done is not None:
+            done.synchronize()
         results: dict[int, LogProbs] = {}
         for members, n, rows in pending:
             for window, new in zip(members, rows.numpy(), strict=True):

@@ -57,7 +57,7 @@ class Engine:
         self.alphabet = model.alphabet
         self.is_letter = self.alphabet.is_letter()
         self.decode: Decode = decode or GreedyDecoder(self.alphabet)
-        self.slots: dict[tuple[int, int], Slots] = {}  # by window and hop
+        self.slots: dict[tuple[int, ...], Slots] = {}  # by window and hop; apart where statistics run
         self.lock = threading.Lock()  # of who takes one
         self.still = lru_cache(MOST_STILL)(self.emit_still)
 
@@ -66,12 +66,20 @@ class Engine:
         n_vocab = len(self.alphabet.tokens)
         config = config or StreamConfig.preset("balanced")
         n_features = 0 if self.model.n_slots else self.model.n_features
-        return Stream(config, n_vocab, self.model.statistics(), decode or self.decode, n_features, self.model.halo)
+        statistics = self.model.statistics(self.is_running(config))
+        return Stream(config, n_vocab, statistics, decode or self.decode, n_features, self.model.halo)
 
     @property
     def is_whole(self) -> bool:
         """Whether steps compute all of their windows: no features are kept for `core.tail`, here or in slots."""
-        return not (self.model.n_local_features if self.model.n_slots else self.model.n_features)
+        if self.model.n_slots:
+            return not self.model.n_local_features and bool(self.model.halo)
+        return not self.model.n_features
+
+    def is_running(self, config: StreamConfig) -> bool:
+        """Whether slots keep features of streams that are cut so, by the statistics of each."""
+        model = self.model
+        return bool(model.n_slots) and config.refresh < config.window and not model.n_local_features and not model.halo
 
     def step(self, streams: Sequence[Stream]) -> list[list[Event]]:
         """Runs one window of every stream that is ready, as one batch.
@@ -102,13 +110,13 @@ class Engine:
                 results[i] = self.still(value, n)
                 stream.remember(task, Memory())
             elif (slot := self.slot(stream, task)) is not None:
-                statistics = self.statistics(stream, task)
+                running = stream.statistics if slot.slots.is_running else None
+                statistics = self.statistics(stream, task) if running is None else None
                 moments = (0.0, 1.0) if statistics is None else statistics.moments
                 is_tail = slot.slots.keeps_past and stream.config.refresh < stream.config.window
                 memory = replace(stream.memory) if is_tail else None
-                resident[slot.slots][i] = Resident(
-                    slot, stream.buffer, task.start_sample, moments, memory, stream.config.refresh, not task.only_shows
-                )
+                of_tail = memory, stream.config.refresh, not task.only_shows
+                resident[slot.slots][i] = Resident(slot, stream.buffer, task.start_sample, moments, *of_tail, running)
             elif task.cut is not None or n < RECEPTIVE_FIELD or (stream.features is None and not self.model.halo):
                 plain[i] = self.window(stream, task)  # of final passes: to the bit what an offline pass gives
             else:
@@ -169,11 +177,15 @@ class Engine:
                     stream.slot = slots.take(stream)
         return stream.slot
 
+    def shape(self, config: StreamConfig) -> tuple[int, ...]:
+        """What streams have in common that share slots."""
+        return (config.window, config.hop, *([1] if self.is_running(config) else []))
+
     def slots_for(self, config: StreamConfig) -> Slots | None:
         """The slots of all streams that are cut so; None where there are none, or too many kinds of windows."""
-        shape = (config.window, config.hop)
+        shape, is_running = self.shape(config), self.is_running(config)
         if shape not in self.slots and self.model.n_slots and len(self.slots) < MOST_SHAPES:
-            self.slots[shape] = Slots(self.model, self.model.n_slots, *shape)
+            self.slots[shape] = Slots(self.model, self.model.n_slots, config.window, config.hop, is_running=is_running)
         return self.slots.get(shape)
 
     def join(self, work: Sequence[tuple[Stream, Pass]], emitted: Sequence[LogProbs]) -> list[StitchedFrames | None]:
@@ -358,6 +370,8 @@ class Engine:
             stream.barriers.popleft()
             if stream.features is not None and stream.statistics is not None:
                 stream.features.restart(0)  # the steps that follow end elsewhere, and each hears by what it had heard
+            if stream.slot is not None and stream.slot.slots.is_running:
+                stream.slot.end = 0
         words = keep_committed(self.words(stream, task, rows[: cut - first]), stream.committed)
         events: list[Event] = []
         if words:

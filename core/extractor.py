@@ -92,7 +92,7 @@ class FeatureExtractor(nn.Module):
             x = layer(x)
         return x
 
-    def channel_norm(self, mean: Tensor, covariance: Tensor, power: float) -> tuple[Tensor, Tensor]:
+    def channel_norm(self, mean: Tensor, covariance: Tensor, power: float | Tensor) -> tuple[Tensor, Tensor]:
         """The first layer's norm over time; see `core.statistics`."""
         first = self.conv_layers[0]
         assert isinstance(first, ConvLayer) and isinstance(first.layer_norm, nn.GroupNorm)

@@ -70,7 +70,7 @@ class FirstConv(nn.Module):
         x = self.taps(samples) @ weight + bias[:, None]
         return self.activation(x if self.layer_norm is None else self.layer_norm(x)).to(self.dtype)
 
-    def channel_norm(self, mean: Tensor, covariance: Tensor, power: float) -> tuple[Tensor, Tensor]:
+    def channel_norm(self, mean: Tensor, covariance: Tensor, power: float | Tensor) -> tuple[Tensor, Tensor]:
         """As `FeatureExtractor.channel_norm`."""
         assert self.over_time is not None
         return channel_norm(self.over_time, self.weight.T, self.bias, mean, covariance, power)
@@ -118,7 +118,7 @@ class FrameExtractor(nn.Module):
         x: Tensor = self.rest(self.first(input_values, norms))
         return x.transpose(1, 2)
 
-    def channel_norm(self, mean: Tensor, covariance: Tensor, power: float) -> tuple[Tensor, Tensor]:
+    def channel_norm(self, mean: Tensor, covariance: Tensor, power: float | Tensor) -> tuple[Tensor, Tensor]:
         """As `FeatureExtractor.channel_norm`."""
         return self.first.channel_norm(mean, covariance, power)
 

@@ -6,6 +6,9 @@ frames have features that depend on nothing else these features, so that each sa
 and a step computes the newest frames alone (`core.tail` on the host). Rings are written and read for all streams of a
 batch by index. A ring needs not be cleared: who takes a slot fills all of it first.
 
+Models that normalise over time keep features, too, where streams are normed by their running statistics: each hop's
+frames by what had been heard up to their end, whichever step computes them.
+
 Steps that can end a segment go on from one another, and write what they compute. Those that only show go on from the
 last of these and write no keys and values, and so leave no trace.
 """
@@ -15,22 +18,28 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from core.acoustic import MAX_BATCH_SAMPLES, AcousticModel
-from core.audio import HOP, n_samples_for
+from core.audio import HOP, Samples, n_samples_for
 from core.graphs import Graphs
 from core.ring_buffer import RingBuffer
+from core.statistics import Statistics
 from core.stitcher import LogProbs
 from core.tail import Memory
 
 PARTS = 8  # of a GPU's memory, one of which the keys and values of streams that are cut alike may take
+
+
+# Slot and first row, samples, and of what norms of channels follow from.
+Piece = tuple[list[int], Samples, NDArray[np.float64] | None]
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +64,7 @@ class Resident:
     memory: Memory | None = None
     refresh: int = 0  # frames that are computed again then, besides the new ones
     writes: bool = True
+    statistics: Statistics | None = None  # of the stream, where its features are kept by them
 
     @property
     def first_frame(self) -> int:
@@ -67,12 +77,16 @@ class Slots:
     Rows are frames of features, or samples. All memory is reserved at once, because graphs know where it lies.
     """
 
-    def __init__(self, model: AcousticModel, n: int, window: int, hop: int, captures: bool = True) -> None:
+    def __init__(
+        self, model: AcousticModel, n: int, window: int, hop: int, captures: bool = True, is_running: bool = False
+    ) -> None:
+        """`captures`: see `Graphs`; `is_running`: of a model that normalises over time, by running statistics."""
         if min(n, window, hop) < 1:
             raise ValueError(f"Expected at least 1 slot, window and hop. Found: {n}, {window} and {hop}")
         self.model, self.n, self.window, self.hop = model, n, window, hop
         self.device = model.model.device
-        width = model.n_local_features
+        width = model.n_features if is_running else model.n_local_features
+        self.is_running = is_running
         self.unit = HOP if width else 1  # samples from a row to the next
         self.halo = model.halo if width else 0  # rows next to a window's end that know too little to be kept
         self.n_rows = window if width else n_samples_for(window)
@@ -120,10 +134,13 @@ class Slots:
         samples = RingBuffer(n_samples_for(self.window + n_hops * self.hop))
         samples.append(np.zeros(samples.capacity, np.float32))
         for n in (1 << i for i in range(min(most, self.most, self.n).bit_length())):
-            places = [(Slot(self, i, bool), Memory() if is_tail else None) for i in range(n)]
+            slots = [Slot(self, i, bool) for i in range(n)]
+            memories = [Memory() if is_tail else None for _ in slots]
+            heard = [self.model.statistics(True) if self.is_running else None for _ in slots]
             for i in range(n_hops + 1):  # a whole window, and so many hops
-                start = HOP * self.hop * i
-                self.emit([Resident(slot, samples, start, (0.0, 1.0), of, refresh or 0, not i) for slot, of in places])
+                window = Resident(slots[0], samples, HOP * self.hop * i, refresh=refresh or 0, writes=not i)
+                of_slots = zip(slots, memories, heard, strict=True)
+                self.emit([replace(window, slot=s, memory=m, statistics=h) for s, m, h in of_slots])
 
     @torch.inference_mode()
     def emit(self, windows: Sequence[Resident]) -> list[LogProbs]:
@@ -193,23 +210,43 @@ class Slots:
 
     def fill(self, windows: Sequence[Resident]) -> None:
         """Sends what the rings lack of each window."""
-        groups: dict[tuple[int, int], list[Resident]] = defaultdict(list)
+        groups: dict[tuple[int, int], list[Piece]] = defaultdict(list)
         for window in windows:
-            if n := self.n_missing(window):
-                is_held = (self.end(window) - n - self.halo) * self.unit >= window.samples.start
-                groups[n, self.halo if is_held else 0].append(window)
-        for (n, lead), members in groups.items():
-            rows = n_samples_for(n + lead) if self.unit == HOP else n
-            samples = self.reserve((len(members), rows), torch.float32)
-            places = []
-            for row, window in zip(samples.numpy(), members, strict=True):
-                first = self.end(window) - n
-                sample = (first - lead) * self.unit
-                row[:] = window.samples.read(sample, sample + rows)
-                places.append([window.slot.index, first])
-            self.graphs(self.put_after if lead else self.put, samples, self.pinned(places))
-            for window in members:
-                window.slot.end = self.end(window) - self.halo
+            for first, n in self.missing(window):
+                lead = self.halo if (first - self.halo) * self.unit >= window.samples.start else 0
+                groups[n, lead].append(self.piece(window, first, n, lead))
+            window.slot.end = self.end(window) - self.halo
+        for (_, lead), pieces in groups.items():
+            places, samples, moments = zip(*pieces, strict=True)
+            batch = self.reserve((len(samples), len(samples[0])), torch.float32)
+            np.stack(samples, out=batch.numpy())
+            inputs = [batch, self.pinned(places)]
+            if moments[0] is not None:
+                of_channels = self.reserve((len(moments), len(moments[0])), torch.float64)
+                np.stack(moments, out=of_channels.numpy())
+                self.graphs(self.put_normed, *inputs, of_channels)
+            else:
+                self.graphs(self.put_after if lead else self.put, *inputs)
+
+    def missing(self, window: Resident) -> Iterator[tuple[int, int]]:
+        """The first row, and how many follow, of each piece to send: by running statistics a hop, or less at first."""
+        end, n = self.end(window), self.n_missing(window)
+        while n:
+            size = n if window.statistics is None else (n - 1) % self.hop + 1
+            yield end - n, size
+            n -= size
+
+    def piece(self, window: Resident, first: int, n: int, lead: int) -> Piece:
+        """Of `n` rows from `first` on."""
+        sample, end = (first - lead) * self.unit, (first + n) * self.unit
+        samples = window.samples.read(sample, n_samples_for(first + n) if self.unit == HOP else end)
+        place, statistics = [window.slot.index, first], window.statistics
+        if statistics is None:
+            return place, samples, None
+        statistics.hear(window.samples, n_samples_for(first + n))
+        if self.model.norms_channels:
+            return place, samples, self.model.channel_moments(statistics)
+        return place, statistics.normalise(samples), None
 
     def end(self, window: Resident) -> int:
         """One past the last row of a window."""
@@ -225,9 +262,13 @@ class Slots:
         """As `put`, of samples that begin a halo before the first row."""
         return self.put(samples, places, self.halo)
 
-    def put(self, samples: Tensor, places: Tensor, lead: int = 0) -> Tensor:
+    def put_normed(self, samples: Tensor, places: Tensor, moments: Tensor) -> Tensor:
+        """As `put`, with `AcousticModel.channel_moments` (batch, n) of the streams."""
+        return self.put(samples, places, norms=self.model.norms_of(moments))
+
+    def put(self, samples: Tensor, places: Tensor, lead: int = 0, norms: Tensor | None = None) -> Tensor:
         """Writes what is heard in samples (batch, sample) at `places` (batch, 2): slot, first row."""
-        rows = self.model.model.embed(samples).float()[:, lead:] if self.unit == HOP else samples
+        rows = self.model.model.embed(samples, norms).float()[:, lead:] if self.unit == HOP else samples
         self.rings[places[:, :1], self.turn(places, rows.shape[1])] = rows
         return rows
 

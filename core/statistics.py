@@ -82,7 +82,12 @@ class Statistics:
 
 
 def channel_norm(
-    norm: nn.GroupNorm, weight: Tensor, bias: Tensor | None, mean: Tensor, covariance: Tensor, power: float = 1.0
+    norm: nn.GroupNorm,
+    weight: Tensor,
+    bias: Tensor | None,
+    mean: Tensor,
+    covariance: Tensor,
+    power: float | Tensor = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """What a norm over time does to a convolution of the waveform: (…, channel) factors and (…, channel) summands.
 
@@ -90,7 +95,7 @@ def channel_norm(
         weight: (channel, tap) of the convolution.
         mean: (…, tap) of the samples under the taps, where the result shall be: not every device has double precision.
         covariance: (…, tap, tap) of those.
-        power: of the samples, where the norm was meant for samples of power 1.
+        power: (…, 1) or one, of the samples, where the norm was meant for samples of power 1.
     """
     device = mean.device
     weight = weight.to(device).double()

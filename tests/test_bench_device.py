@@ -30,7 +30,7 @@ def test_the_command(sample: Path, tiny_model_dir: Path, tmp_path: Path, capsys:
     assert parts <= result["parts"].keys() and result["ceilings_per_s"]["copy"] > 0
     assert set(result["streams"]) == {"low", "balanced", "accurate", "4/0.64/0.64"}
     for plan in result["streams"].values():
-        assert plan["ways"].keys() == {WHOLE, SAMPLES}  # its input is normalised
+        assert plan["ways"].keys() == {WHOLE, SAMPLES, TAIL}  # its input is normalised
         for way in plan["ways"].values():
             assert [batch["batch"] for batch in way["batches"]] == [1, 2]
             assert all(batch["streams"] > 0 and batch["stitch_decode_us"] > 0 for batch in way["batches"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -23,10 +24,13 @@ from core.acoustic import AcousticModel
 from core.audio import HOP, SAMPLE_RATE, Samples, n_frames, n_samples_for
 from core.configuration import Wav2Vec2Config
 from core.engine import Engine
+from core.feature_cache import Window as FeatureWindow
+from core.feature_cache import read_features
 from core.layout import lay_out
-from core.slots import Resident, Slots
+from core.ring_buffer import RingBuffer
+from core.slots import Resident, Slot, Slots
 from core.stream import Pass, Stream, StreamConfig
-from core.tail import Memory
+from core.tail import Memory, Step, emit_steps
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.transcript import Event, Gap, Transcript
 from core.wav2vec2 import Wav2Vec2ForCTC
@@ -337,6 +341,31 @@ def test_newest_frames_say_what_they_say_on_the_host(
     assert any(n < TAIL.window for n, writes in sizes if writes)
 
 
+@pytest.mark.parametrize("kind", [("group", False), ("group", True), ("layer", True), ("layer", False)])
+def test_running_statistics_are_those_of_the_host(tiny_model_dir: Path, device: str, kind: tuple[str, bool]) -> None:
+    """Features of models that normalise over time: by what was heard up to each hop, whichever step computes it."""
+    model = deep(tiny_model_dir, device, 4, *kind)
+    on_host = deep(tiny_model_dir, "cpu", 0, *kind)
+    slots = Slots(model, 4, TAIL.window, TAIL.hop, is_running=not model.n_local_features)
+    streams = []
+    for seed in range(3):
+        samples = RingBuffer(8 * SAMPLE_RATE)
+        samples.append(speech(8 * SAMPLE_RATE, seed) + 1e-2)
+        place = Resident(Slot(slots, seed, bool), samples, 0, (0.0, 1.0), Memory(), TAIL.refresh)
+        place = replace(place, statistics=model.statistics(True))
+        streams.append((place, RingBuffer(400, 32, 32), on_host.statistics(), Memory()))
+    for turn, writes in enumerate([True, False, True, True, False, False, True, False, True, False, False]):
+        start, end = HOP * TAIL.hop * turn, HOP * TAIL.hop * turn + n_samples_for(TAIL.window)
+        found = slots.emit([replace(place, start_sample=start, writes=writes) for place, *_ in streams])
+        for (place, features, statistics, memory), log_probs in zip(streams, found, strict=True):
+            window = FeatureWindow(place.samples, features, start, end, statistics, TAIL.hop)
+            of = memory if writes else replace(memory)
+            (expected,) = emit_steps(
+                on_host, [Step(read_features(on_host, [window])[0], start // HOP, of, TAIL.refresh)]
+            )
+            np.testing.assert_allclose(log_probs, expected, atol=3e-4)
+
+
 @pytest.mark.parametrize("refresh", [69, 75, 1000])
 def test_without_anything_known_it_is_the_whole_window(tiny_model_dir: Path, device: str, refresh: int) -> None:
     model = deep(tiny_model_dir, device, 2)
@@ -353,16 +382,20 @@ def test_without_anything_known_it_is_the_whole_window(tiny_model_dir: Path, dev
         reference.apply(twin, task, expected[0])
 
 
-def test_steps_that_only_show_leave_no_trace(tiny_model_dir: Path, device: str) -> None:
+@pytest.mark.parametrize("kind", [("group", False), ("group", True), ("layer", True), ("layer", False)])
+def test_steps_that_only_show_leave_no_trace(tiny_model_dir: Path, device: str, kind: tuple[str, bool]) -> None:
     """What can end a segment is the same, whichever of the others were left out, and whoever had the slot before."""
-    model = deep(tiny_model_dir, device, 1)
+    model = deep(tiny_model_dir, device, 1, *kind)
     engine, samples = Engine(model), speech(6 * SAMPLE_RATE, 2) + 1e-3
 
     def heard(share: float, cut: int) -> list[np.ndarray]:
         random = np.random.default_rng(cut)
         stream, rows = engine.new_stream(TAIL), []
-        for piece in np.array_split(samples, cut):
+        pieces = [piece for part in np.array_split(samples, 2) for piece in np.array_split(part, cut)]
+        for i, piece in enumerate(pieces):
             stream.push(piece)
+            if i == cut - 1:
+                stream.flush()
             while (task := stream.next_pass()) is not None:
                 stream.shows_all = random.random() < share
                 task = stream.next_pass()
@@ -374,7 +407,7 @@ def test_steps_that_only_show_leave_no_trace(tiny_model_dir: Path, device: str) 
                 engine.apply(stream, task, log_probs)
         stream.finish()
         engine.drain(stream)
-        assert engine.slots[TAIL.window, TAIL.hop].free == [0]
+        assert [slots.free for slots in engine.slots.values()] == [[0]]
         return rows
 
     expected = heard(1, 1)
@@ -383,6 +416,16 @@ def test_steps_that_only_show_leave_no_trace(tiny_model_dir: Path, device: str) 
         assert len(found) == len(expected) > 5
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_two_threads_share_slots(tiny_model_dir: Path, device: str) -> None:
+    model = deep(tiny_model_dir, device, 3)
+    engine, heard = Engine(model), [[speech(3 * SAMPLE_RATE, seed) + 1e-3] for seed in range(6)]
+    alone = [said(listen(engine, TAIL, parts)) for parts in heard]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda parts: said(listen(engine, TAIL, parts)), heard))
+    assert found == alone
+    assert sorted(engine.slots[TAIL.window, TAIL.hop].free) == [0, 1, 2]
 
 
 def test_first_batches_of_newest_frames_run_before_streams_come(tiny_model_dir: Path, device: str) -> None:

@@ -48,13 +48,16 @@ def ways(model: AcousticModel, config: StreamConfig, n: int) -> Iterator[tuple[s
     yield "whole windows", Engine(without), whole
     kinds = [("slots", without, whole)]
     if model.n_local_features:
-        kinds += [("slots, features kept", model, whole), ("slots, tail", model, config)]
+        kinds.append(("slots, features kept", model, whole))
+    if model.n_local_features or not model.halo:
+        kinds.append(("slots, tail", model, config))
     for name, kind, cut in kinds:
         for captures in (False, True) if model.model.device.type == "cuda" else (False,):
             resident = copy(kind)
             resident.n_slots = n
             engine = Engine(resident)
-            engine.slots[config.window, config.hop] = Slots(resident, n, config.window, config.hop, captures)
+            slots = Slots(resident, n, cut.window, cut.hop, captures, engine.is_running(cut))
+            engine.slots[engine.shape(cut)] = slots
             yield f"{name}, graphs" if captures else name, engine, cut
 
 

@@ -93,7 +93,7 @@ class Slots:
         self.most_new = hop if width else hop * HOP
         self.rings = torch.zeros((n, self.n_rows, *([width] if width else [])), device=self.device)
         self.n_lead = model.config.num_conv_pos_embeddings // 2  # frames that the positional convolution looks back
-        # Keys and values (layer, 2, slot, head, frame, hidden / head), reserved when the first are written; with one
+        # Keys and values (layer, slot, 2, head, frame, hidden / head), reserved when the first are written; with one
         # slot more than there are, for those that shall leave no trace.
         self.past: Tensor | None = None
         self.free = list(range(n))[::-1]
@@ -296,14 +296,14 @@ class Slots:
         def recall(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             if self.past is None:
                 heads, d = k.shape[1], k.shape[3]
-                self.past = k.new_zeros(self.model.config.num_hidden_layers, 2, self.n + 1, heads, self.window, d)
-            rows, past = torch.stack([k, v]), self.past[layer]  # (2, batch, head, frame, d)
-            past[:, to, :, new] = rows.permute(1, 3, 0, 2, 4)
+                self.past = k.new_zeros(self.model.config.num_hidden_layers, self.n + 1, 2, heads, self.window, d)
+            rows, past = torch.stack([k, v], 1), self.past[layer]  # (batch, 2, head, frame, d)
+            past[to, :, :, new] = rows.permute(0, 3, 1, 2, 4)
             if is_whole:
                 return k, v
             # As they lie in the ring: the new ones are where the oldest were.
-            keys, values = past[:, slot].scatter_(3, new[None, :, None, :, None].expand_as(rows), rows)
-            return keys, values
+            whole = past[slot].scatter_(3, new[:, None, None, :, None].expand_as(rows), rows)
+            return whole[:, 0], whole[:, 1]
 
         heard = self.rings[places[:, :1], turns]
         return self.model.model.resume(heard, n_lead, frames[:, n_lead:] - origin, recall)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -426,6 +427,34 @@ def test_two_threads_share_slots(tiny_model_dir: Path, device: str) -> None:
         found = list(pool.map(lambda parts: said(listen(engine, TAIL, parts)), heard))
     assert found == alone
     assert sorted(engine.slots[TAIL.window, TAIL.hop].free) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", [("group", True), ("layer", False)])
+def test_two_workers_say_what_one_says(tiny_model_dir: Path, device: str, kind: tuple[str, bool]) -> None:
+    model = deep(tiny_model_dir, device, 8, *kind)
+    heard = [speech(4 * SAMPLE_RATE, seed) + 1e-4 for seed in range(6)]
+
+    def finals(workers: int) -> list[list[str]]:
+        scheduler = Scheduler(Engine(model), workers=workers)
+        scheduler.start()
+        said_of: list[list[object]] = [[] for _ in heard]
+        jobs = [scheduler.open(TAIL, outputs.extend) for outputs in said_of]
+        for place in range(0, len(heard[0]), 8000):
+            for job, samples in zip(jobs, heard, strict=True):
+                scheduler.submit(job, [samples[place : place + 8000]])
+        for job in jobs:
+            scheduler.submit(job, [Command.FINISH])
+        deadline = time.monotonic() + 60
+        while scheduler.jobs and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not scheduler.jobs and scheduler.is_alive
+        scheduler.close()
+        return [
+            [event.text for event in outputs if isinstance(event, Transcript) and event.is_final] for outputs in said_of
+        ]
+
+    one = finals(1)
+    assert any(one) and finals(2) == one
 
 
 def test_first_batches_of_newest_frames_run_before_streams_come(tiny_model_dir: Path, device: str) -> None:

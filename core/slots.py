@@ -37,7 +37,6 @@ from core.tail import Memory
 
 PARTS = 8  # of a GPU's memory, one of which the keys and values of streams that are cut alike may take
 
-
 # Slot and first row, samples, and of what norms of channels follow from.
 Piece = tuple[list[int], Samples, NDArray[np.float64] | None]
 
@@ -215,7 +214,6 @@ class Slots:
             for first, n in self.missing(window):
                 lead = self.halo if (first - self.halo) * self.unit >= window.samples.start else 0
                 groups[n, lead].append(self.piece(window, first, n, lead))
-            window.slot.end = self.end(window) - self.halo
         for (_, lead), pieces in groups.items():
             places, samples, moments = zip(*pieces, strict=True)
             batch = self.reserve((len(samples), len(samples[0])), torch.float32)
@@ -227,6 +225,8 @@ class Slots:
                 self.graphs(self.put_normed, *inputs, of_channels)
             else:
                 self.graphs(self.put_after if lead else self.put, *inputs)
+        for window in windows:
+            window.slot.end = self.end(window) - self.halo
 
     def missing(self, window: Resident) -> Iterator[tuple[int, int]]:
         """The first row, and how many follow, of each piece to send: by running statistics a hop, or less at first."""

@@ -22,6 +22,7 @@ from torch.nn.utils.parametrize import remove_parametrizations
 from core.audio import Samples
 from core.checkpoint import load_model, resolve
 from core.decoder import Alphabet
+from core.layout import lay_out
 from core.precision import is_fast, pack
 from core.rescorer import FOLDER, Rescorer, RescorerError
 from core.statistics import Statistics
@@ -87,8 +88,10 @@ def fit(model: Wav2Vec2ForCTC, device: torch.device, dtype: str) -> Wav2Vec2ForC
     remove_parametrizations(model.wav2vec2.encoder.pos_conv_embed.conv, "weight")  # the norm of weights, once
     if device.type == "cuda" and kind == torch.float32:
         torch.backends.cudnn.allow_tf32 = False  # float32 is what the others are compared with
-    model = model.to(device, kind)
-    if device.type == "cuda" and find_spec("triton") is not None:
+    if device.type != "cuda":
+        return model.to(device, kind)
+    model = lay_out(model.to(device), kind)
+    if find_spec("triton") is not None:
         from core.fused import fuse  # a second to import
 
         fuse(model)
@@ -200,19 +203,32 @@ class AcousticModel:
         short = self.receptive_field
         return [np.pad(window, (0, short - len(window))) if len(window) < short else window for window in windows]
 
-    def statistics(self) -> Statistics | None:
-        """To be kept of a stream, where the model is one that normalises over time."""
-        if self.norms_channels and not self.n_slots:
+    def statistics(self, is_running: bool = False) -> Statistics | None:
+        """To be kept of a stream, where the model is one that normalises over time.
+
+        Args:
+            is_running: its features are kept in slots, too.
+        """
+        if self.norms_channels and (is_running or not self.n_slots):
             return Statistics.of(self.config.conv_kernel[0], self.config.conv_stride[0])
         return Statistics() if self.normalises else None
 
     def channel_norm(self, statistics: Statistics) -> ChannelNorm:
         """(2, channel) factors and summands that norm the first convolution of samples as they came."""
-        mean, covariance = torch.from_numpy(statistics.mean), torch.from_numpy(statistics.covariance)
-        power = float(statistics.moments[1]) ** 2 if self.normalises else 1.0
         with torch.inference_mode():
-            norm = self.model.wav2vec2.feature_extractor.channel_norm(mean, covariance, power)
-            return np.asarray(torch.stack(norm).float().numpy())
+            return np.asarray(self.norms_of(torch.from_numpy(self.channel_moments(statistics))).float().numpy())
+
+    def channel_moments(self, statistics: Statistics) -> NDArray[np.float64]:
+        """What those follow from: mean (tap) and covariance (tap · tap) of the samples under the taps, and power."""
+        power = float(statistics.moments[1]) ** 2 if self.normalises else 1.0
+        return np.concatenate([statistics.mean, statistics.covariance.ravel(), [power]])
+
+    def norms_of(self, moments: Tensor) -> Tensor:
+        """(…, 2, channel) of `channel_moments` (…, n), on their device."""
+        taps = self.config.conv_kernel[0]
+        mean, covariance, power = moments[..., :taps], moments[..., taps:-1], moments[..., -1:]
+        covariance = covariance.view(*mean.shape, taps)
+        return torch.stack(self.model.wav2vec2.feature_extractor.channel_norm(mean, covariance, power), -2)
 
     def features(self, windows: Sequence[Samples], norms: Sequence[ChannelNorm] | None = None) -> list[Features]:
         """What the encoder is given of each window, of one frame at least; with the norms of its channels, if any."""

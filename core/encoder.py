@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,8 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from core.configuration import Wav2Vec2Config
 from core.extractor import ACTIVATION_FUNCTIONS
+
+Recall = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class PositionalConvEmbedding(nn.Module):
@@ -223,38 +225,23 @@ class Encoder(nn.Module):
         begun: Tensor = self.dropout(hidden if self.is_stable else self.layer_norm(hidden))
         return begun
 
-    def resume(
-        self, hidden: Tensor, n_lead: int, positions: Tensor, pasts: Sequence[Tensor | None]
-    ) -> tuple[Tensor, Tensor]:
-        """The last states of sequences, of whose frames before the keys and values are known.
+    def resume(self, hidden: Tensor, n_lead: int, positions: Tensor, recall: Recall) -> Tensor:
+        """The last states (batch, frame, hidden) of sequences, of whose frames before the keys and values are known.
 
         Args:
             hidden: (batch, n_lead + frame, hidden), the first `n_lead` for the positional convolution alone.
             positions: (batch, frame) in the sequence, for sinusoids.
-            pasts: of each sequence, (layer, 2, head, past frame, hidden / head) keys and values, those of `n_lead`
-                among them; or None of all.
-
-        Returns:
-            (batch, frame, hidden), and keys and values (layer, 2, batch, head, past and new frame, hidden / head).
+            recall: is given the number of a block and its keys and values (batch, head, frame, hidden / head) of these
+                frames; returns those of all that they attend to, in any order.
         """
         hidden = (hidden + self.pos_conv_embed(hidden))[:, n_lead:]
         if self.add_sinusoids:
             hidden = hidden + sinusoids(positions, hidden.shape[2]).to(hidden.dtype)
         trunk = hidden = hidden if self.is_stable else self.layer_norm(hidden)
-        n_past = 0 if pasts[0] is None else pasts[0].shape[3]
-        present = hidden.new_empty(0)
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, EncoderLayer)
             if self.branch is not None:
                 hidden, trunk = self.branch(i, hidden, trunk)
             q, k, v = layer.project(hidden)
-            if i == 0:
-                B, heads, T, d = k.shape
-                present = k.new_empty(len(self.layers), 2, B, heads, n_past + T, d)
-                for row, past in enumerate(pasts):
-                    if past is not None:
-                        present[:, :, row, :, :n_past] = past
-            keys, values = present[i]
-            keys[:, :, n_past:], values[:, :, n_past:] = k, v
-            hidden = layer.finish(hidden, layer.attention.attend(q, keys, values)[0])
-        return self.layer_norm(hidden) if self.is_stable else hidden, present
+            hidden = layer.finish(hidden, layer.attention.attend(q, *recall(i, k, v))[0])
+        return self.layer_norm(hidden) if self.is_stable else hidden

@@ -6,6 +6,7 @@ The engine and the model hold no stream's state: it is all in `core.stream.Strea
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -65,8 +66,9 @@ class Engine:
         self.alphabet = model.alphabet
         self.is_letter = self.alphabet.is_letter()
         self.decode: Decode = decode or GreedyDecoder(self.alphabet)
-        self.slots: dict[tuple[int, int], Slots] = {}  # by window and hop
         self.confidence = lru_cache(MOST_CONFIDENCES)(self.confidence_of)
+        self.slots: dict[tuple[int, ...], Slots] = {}  # by window and hop; apart where statistics run
+        self.lock = threading.Lock()  # of who takes one
         self.still = lru_cache(MOST_STILL)(self.emit_still)
 
     def new_stream(self, config: StreamConfig | None = None, decode: Decode | None = None) -> Stream:
@@ -74,12 +76,20 @@ class Engine:
         n_vocab = len(self.alphabet.tokens)
         config = config or StreamConfig.preset("balanced")
         n_features = 0 if self.model.n_slots else self.model.n_features
-        return Stream(config, n_vocab, self.model.statistics(), decode or self.decode, n_features, self.model.halo)
+        statistics = self.model.statistics(self.is_running(config))
+        return Stream(config, n_vocab, statistics, decode or self.decode, n_features, self.model.halo)
 
     @property
     def is_whole(self) -> bool:
-        """Whether steps compute all of their windows: no features are kept here for `core.tail`."""
-        return bool(self.model.n_slots) or not self.model.n_features
+        """Whether steps compute all of their windows: no features are kept for `core.tail`, here or in slots."""
+        if self.model.n_slots:
+            return not self.model.n_local_features and bool(self.model.halo)
+        return not self.model.n_features
+
+    def is_running(self, config: StreamConfig) -> bool:
+        """Whether slots keep features of streams that are cut so, by the statistics of each."""
+        model = self.model
+        return bool(model.n_slots) and config.refresh < config.window and not model.n_local_features and not model.halo
 
     def step(self, streams: Sequence[Stream]) -> list[list[Event]]:
         """Runs one window of every stream that is ready, as one batch.
@@ -110,9 +120,13 @@ class Engine:
                 results[i] = self.still(value, n)
                 stream.remember(task, Memory())
             elif (slot := self.slot(stream, task)) is not None:
-                statistics = self.statistics(stream, task)
+                running = stream.statistics if slot.slots.is_running else None
+                statistics = self.statistics(stream, task) if running is None else None
                 moments = (0.0, 1.0) if statistics is None else statistics.moments
-                resident[slot.slots][i] = Resident(slot, stream.buffer, task.start_sample, moments)
+                is_tail = slot.slots.keeps_past and stream.config.refresh < stream.config.window
+                memory = replace(stream.memory) if is_tail else None
+                of_tail = memory, stream.config.refresh, not task.only_shows
+                resident[slot.slots][i] = Resident(slot, stream.buffer, task.start_sample, moments, *of_tail, running)
             elif task.cut is not None or n < RECEPTIVE_FIELD or (stream.features is None and not self.model.halo):
                 plain[i] = self.window(stream, task)  # of final passes: to the bit what an offline pass gives
             else:
@@ -139,6 +153,9 @@ class Engine:
                 work[i][0].remember(work[i][1], step.memory)
         for slots, windows in resident.items():
             results |= zip(windows, slots.emit(list(windows.values())), strict=True)
+            for i, window in windows.items():
+                if window.memory is not None and window.writes:
+                    work[i][0].remember(work[i][1], window.memory)
         return [results[i] for i in range(len(work))]
 
     def hear(self, finals: Sequence[Stream | None], windows: Sequence[Samples]) -> list[LogProbs]:
@@ -164,16 +181,21 @@ class Engine:
         if not self.model.n_slots or task.cut is not None or not is_whole:
             return None
         if stream.slot is None:
-            slots = self.slots_for(stream.config)
-            if slots is not None and slots.free:
-                stream.slot = slots.take(stream)
+            with self.lock:  # several threads may emit
+                slots = self.slots_for(stream.config)
+                if slots is not None and slots.free:
+                    stream.slot = slots.take(stream)
         return stream.slot
+
+    def shape(self, config: StreamConfig) -> tuple[int, ...]:
+        """What streams have in common that share slots."""
+        return (config.window, config.hop, *([1] if self.is_running(config) else []))
 
     def slots_for(self, config: StreamConfig) -> Slots | None:
         """The slots of all streams that are cut so; None where there are none, or too many kinds of windows."""
-        shape = (config.window, config.hop)
+        shape, is_running = self.shape(config), self.is_running(config)
         if shape not in self.slots and self.model.n_slots and len(self.slots) < MOST_SHAPES:
-            self.slots[shape] = Slots(self.model, self.model.n_slots, *shape)
+            self.slots[shape] = Slots(self.model, self.model.n_slots, config.window, config.hop, is_running=is_running)
         return self.slots.get(shape)
 
     def join(self, work: Sequence[tuple[Stream, Pass]], emitted: Sequence[LogProbs]) -> list[Joined | None]:
@@ -413,6 +435,8 @@ class Engine:
             stream.barriers.popleft()
             if stream.features is not None and stream.statistics is not None:
                 stream.features.restart(0)  # the steps that follow end elsewhere, and each hears by what it had heard
+            if stream.slot is not None and stream.slot.slots.is_running:
+                stream.slot.end = 0
         spans = keep_committed(self.words(stream, task, rows[: cut - first]), stream.committed)
         events: list[Event] = []
         if spans or stream.last_partial[0]:  # without words it takes the partial back

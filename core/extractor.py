@@ -47,7 +47,6 @@ class ConvLayer(nn.Module):
             self.layer_norm = nn.GroupNorm(n_out, n_out)
         activation = config.conv_activation[index] if config.conv_activation else config.feat_extract_activation
         self.activation = ACTIVATION_FUNCTIONS[activation]
-        self.fused: Callable[[Tensor, nn.Module], Tensor] | None = None  # norm and activation at once: `core.fused`
         # Windows that do not overlap, or of the waveform, are rows of one product, which norms per frame go on with.
         self.is_product = self.per_frame and padding == 0 and (n_in == 1 or kernel == stride)
 
@@ -69,8 +68,6 @@ class ConvLayer(nn.Module):
         x = self.multiply(x) if self.is_product else self.conv(x)  # (batch, channel, time)
         if norms is not None:
             return self.activation(x * norms[:, 0, :, None].to(x.dtype) + norms[:, 1, :, None].to(x.dtype))
-        if self.fused is not None and self.layer_norm is not None and not torch.is_grad_enabled():
-            return self.fused(x, self.layer_norm)
         return self.activate(x)
 
     def activate(self, x: Tensor) -> Tensor:
@@ -90,12 +87,12 @@ class FeatureExtractor(nn.Module):
     def forward(self, input_values: Tensor, norms: Tensor | None = None) -> Tensor:
         """`norms`: of the first layer, see `ConvLayer`."""
         first, *rest = self.conv_layers
-        x: Tensor = first(input_values[:, None], norms)
+        x: Tensor = first(input_values[:, None].to(next(first.parameters()).dtype), norms)
         for layer in rest:
             x = layer(x)
         return x
 
-    def channel_norm(self, mean: Tensor, covariance: Tensor, power: float) -> tuple[Tensor, Tensor]:
+    def channel_norm(self, mean: Tensor, covariance: Tensor, power: float | Tensor) -> tuple[Tensor, Tensor]:
         """The first layer's norm over time; see `core.statistics`."""
         first = self.conv_layers[0]
         assert isinstance(first, ConvLayer) and isinstance(first.layer_norm, nn.GroupNorm)

@@ -176,7 +176,7 @@ class FirstConvLayer(nn.Module):
         (high, low), offsets = halves(weight), torch.stack(halves(bias), 1)
         return torch.ops.mkldnn._reorder_linear_weight(torch.cat([high, high, low, offsets], 1), None), None
 
-    def channel_norm(self, mean: Tensor, covariance: Tensor, power: float = 1.0) -> tuple[Tensor, Tensor]:
+    def channel_norm(self, mean: Tensor, covariance: Tensor, power: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
         """As `FeatureExtractor.channel_norm`."""
         assert isinstance(self.layer_norm, nn.GroupNorm)
         return channel_norm(self.layer_norm, self.weight, self.bias, mean, covariance, power)
@@ -225,7 +225,7 @@ class PackedExtractor(nn.Module):
         rows = [self.extract(samples, norm) for samples, norm in zip(input_values, of, strict=True)]
         return torch.stack(rows).float().transpose(1, 2)
 
-    def channel_norm(self, mean: Tensor, covariance: Tensor, power: float) -> tuple[Tensor, Tensor]:
+    def channel_norm(self, mean: Tensor, covariance: Tensor, power: float | Tensor) -> tuple[Tensor, Tensor]:
         """As `FeatureExtractor.channel_norm`."""
         return self.first.channel_norm(mean, covariance, power)
 

@@ -82,19 +82,24 @@ class Statistics:
 
 
 def channel_norm(
-    norm: nn.GroupNorm, weight: Tensor, bias: Tensor | None, mean: Tensor, covariance: Tensor, power: float = 1.0
+    norm: nn.GroupNorm,
+    weight: Tensor,
+    bias: Tensor | None,
+    mean: Tensor,
+    covariance: Tensor,
+    power: float | Tensor = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """What a norm over time does to a convolution of the waveform: (channel,) factors and (channel,) summands, on the
-    host.
+    """What a norm over time does to a convolution of the waveform: (…, channel) factors and (…, channel) summands.
 
     Args:
         weight: (channel, tap) of the convolution.
-        mean: (tap,) of the samples under the taps.
-        covariance: (tap, tap) of those.
-        power: of the samples, where the norm was meant for samples of power 1.
+        mean: (…, tap) of the samples under the taps, where the result shall be: not every device has double precision.
+        covariance: (…, tap, tap) of those.
+        power: (…, 1) or one, of the samples, where the norm was meant for samples of power 1.
     """
-    weight = weight.cpu().double()  # not every device has double precision
-    middle = weight @ mean if bias is None else weight @ mean + bias.cpu()
-    variance = ((weight @ covariance) * weight).sum(1)
-    gain = norm.weight.cpu().double() / (variance + norm.eps * power).sqrt()
-    return gain, norm.bias.cpu() - middle * gain
+    device = mean.device
+    weight = weight.to(device).double()
+    middle = mean @ weight.T if bias is None else mean @ weight.T + bias.to(device)
+    variance = ((weight @ covariance) * weight).sum(-1)
+    gain = norm.weight.to(device).double() / (variance + norm.eps * power).sqrt()
+    return gain, norm.bias.to(device) - middle * gain

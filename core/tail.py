@@ -27,12 +27,28 @@ class Memory:
 
     first_frame: int = 0
     origin: int = 0  # the frame at position 0
-    past: Tensor | None = None  # (layer, 2, head, frame, hidden / head) keys and values
+    past: Tensor | None = None  # (layer, 2, head, frame, hidden / head) keys and values, unless a slot has them
     log_probs: LogProbs | None = None  # (frame, vocab)
 
     @property
     def end_frame(self) -> int:
         return self.first_frame + (0 if self.log_probs is None else len(self.log_probs))
+
+    def n_known(self, start: int, end: int, refresh: int) -> int:
+        """Of the window of frames [start, end) those at the beginning that stay as they were computed last.
+
+        0 where all must be computed. `refresh` frames are computed again, besides the new ones.
+        """
+        is_near = self.first_frame <= start and end <= self.origin + LONGEST
+        return max(0, min(self.end_frame, end) - refresh - start) if is_near else 0
+
+    def joined(self, start: int, n_known: int, new: LogProbs) -> LogProbs:
+        """(frame, vocab) of the window from frame `start` on, of which `new` was computed."""
+        if not n_known:
+            return new
+        assert self.log_probs is not None
+        first = start - self.first_frame
+        return np.concatenate([self.log_probs[first : first + n_known], new])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,10 +62,8 @@ class Step:
 
     @property
     def n_known(self) -> int:
-        """Frames at the window's beginning that stay as they were computed last; 0 where all must be computed."""
-        memory, end = self.memory, self.start_frame + len(self.features)
-        is_near = memory.first_frame <= self.start_frame and end <= memory.origin + LONGEST
-        return max(0, min(memory.end_frame, end) - self.refresh - self.start_frame) if is_near else 0
+        """As `Memory.n_known`."""
+        return self.memory.n_known(self.start_frame, self.start_frame + len(self.features), self.refresh)
 
 
 def emit_steps(model: AcousticModel, steps: Sequence[Step]) -> list[LogProbs]:
@@ -80,13 +94,25 @@ def run(steps: Sequence[Step], n_known: int, n: int, model: AcousticModel) -> li
             pasts.append(memory.past[:, :, :, first : first + n_known])
         starts.append(step.start_frame + n_known - memory.origin)
     positions = torch.tensor(starts)[:, None] + torch.arange(n - n_known)
-    rows, present = model.model.resume(hidden, n_lead, positions.to(device), pasts)
+    present = torch.empty(0)  # (layer, 2, batch, head, frame, hidden / head)
+
+    def recall(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal present
+        if layer == 0:
+            B, heads, _, d = k.shape
+            present = k.new_empty(config.num_hidden_layers, 2, B, heads, n, d)
+            for row, past in enumerate(pasts):
+                if past is not None:
+                    present[:, :, row, :, :n_known] = past
+        keys, values = present[layer]
+        keys[:, :, n_known:], values[:, :, n_known:] = k, v
+        return keys, values
+
+    rows = model.model.resume(hidden, n_lead, positions.to(device), recall)
     results = []
     for i, (step, new) in enumerate(zip(steps, rows.float().cpu().numpy(), strict=True)):
-        memory, first = step.memory, step.start_frame - step.memory.first_frame
-        if n_known:
-            assert memory.log_probs is not None
-            new = np.concatenate([memory.log_probs[first : first + n_known], new])
+        memory = step.memory
+        new = memory.joined(step.start_frame, n_known, new)
         # One of many is copied, or it would keep the others' alive.
         past = present[:, :, i].clone() if len(steps) > 1 else present[:, :, i]
         memory.first_frame, memory.past, memory.log_probs = step.start_frame, past, new

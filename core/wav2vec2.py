@@ -8,7 +8,6 @@ Left out: adapters behind the encoder (`add_adapter`) and the conformer variants
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.configuration import Wav2Vec2Config
-from core.encoder import Attention, Branch, Encoder, FeedForward, PositionalConvEmbedding
+from core.encoder import Attention, Branch, Encoder, FeedForward, PositionalConvEmbedding, Recall
 from core.extractor import ConvLayer, FeatureExtractor, FeatureProjection
 from core.masking import mask_spans
 
@@ -252,27 +251,25 @@ class Wav2Vec2ForCTC(PreTrainedModel):
     @torch.inference_mode()
     def log_probs(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(batch, frame, vocab) float32 log-probabilities, whatever the dtype of the weights."""
-        output = self(input_values.to(self.dtype), attention_mask)
+        output = self(input_values, attention_mask)
         return F.log_softmax(output.logits, -1, dtype=torch.float32)
 
     @torch.inference_mode()
     def log_probs_and_states(self, input_values: Tensor, n_blocks: int) -> tuple[Tensor, Tensor]:
         """`log_probs`, and the float32 states (batch, frame, hidden) after so many of the encoder's blocks."""
-        output = self(input_values.to(self.dtype), output_hidden_states=True)
+        output = self(input_values, output_hidden_states=True)
         return F.log_softmax(output.logits, -1, dtype=torch.float32), output.hidden_states[n_blocks].float()
 
     @torch.inference_mode()
     def embed(self, input_values: Tensor, norms: Tensor | None = None) -> Tensor:
         """The first half of `log_probs`: (batch, sample) to hidden states (batch, frame, hidden)."""
-        return self.wav2vec2.embed(input_values.to(self.dtype), norms)[0]
+        return self.wav2vec2.embed(input_values, norms)[0]
 
     @torch.inference_mode()
-    def resume(
-        self, hidden: Tensor, n_lead: int, positions: Tensor, pasts: Sequence[Tensor | None]
-    ) -> tuple[Tensor, Tensor]:
+    def resume(self, hidden: Tensor, n_lead: int, positions: Tensor, recall: Recall) -> Tensor:
         """As `log_probs_of`, for the last frames of sequences; see `Encoder.resume`."""
-        hidden, present = self.wav2vec2.encoder.resume(hidden.to(self.dtype), n_lead, positions, pasts)
-        return F.log_softmax(self.lm_head(hidden), -1, dtype=torch.float32), present
+        hidden = self.wav2vec2.encoder.resume(hidden.to(self.dtype), n_lead, positions, recall)
+        return F.log_softmax(self.lm_head(hidden), -1, dtype=torch.float32)
 
     @torch.inference_mode()
     def log_probs_of(self, hidden: Tensor) -> Tensor:

@@ -234,9 +234,10 @@ class Scheduler:
         samples = np.zeros(int(window_s(config) * SAMPLE_RATE), np.float32)
         for engine, cost in self.costs.items():
             for latency in LATENCIES:
-                slots = engine.slots_for(StreamConfig.preset(latency))
+                preset = StreamConfig.preset(latency)
+                slots = engine.slots_for(preset)
                 if slots is not None:
-                    slots.warm_up(self.max_batch)
+                    slots.warm_up(self.max_batch, preset.refresh, preset.most_hops)
             engine.model.emit([samples])  # not counted
             for n in (1, self.max_batch if engine.slots else 2, 1):
                 began = self.clock()

@@ -179,9 +179,11 @@ def share_cores(engines: Sequence[Engine], threads: int) -> int:
     """Workers of the scheduler: one a core, or fewer with several cores each where a step takes one core too long.
 
     A step's products are small: two cores that share them gain little, two that run steps of their own nearly double.
+    On a GPU two: while it computes the steps of one, the other makes words of those before.
     """
-    if any(engine.model.model.device.type != "cpu" for engine in engines):
-        return 1
+    kinds = {engine.model.model.device.type for engine in engines}
+    if kinds != {"cpu"}:
+        return 2 if kinds == {"cuda"} else 1
     torch.set_num_threads(1)
     samples = np.zeros(HOP * StreamConfig.preset("balanced").window, np.float32)
     slowest_s = 0.0

@@ -61,7 +61,7 @@ class PlantedModel:
     config: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(extra={}))
     model: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(device=torch.device("cpu")))
 
-    def statistics(self) -> None:
+    def statistics(self, is_running: bool = False) -> None:
         """It normalises nothing."""
 
     def reserve(self, n_streams: int) -> None:

@@ -13,10 +13,10 @@ from core.acoustic import AcousticModel
 from core.audio import SAMPLE_RATE
 from core.stream import StreamConfig
 from streamer.bench.arithmetic import clock_of
-from streamer.bench.device import device_table, measure_batch, ways
+from streamer.bench.device import device_table, measure_batch, measure_overlapped, ways
 from streamer.cli import main
 
-WHOLE, SAMPLES, FEATURES = "whole windows", "slots", "slots, features kept"
+WHOLE, SAMPLES, FEATURES, TAIL = "whole windows", "slots", "slots, features kept", "slots, tail"
 
 
 def test_the_command(sample: Path, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,7 +30,7 @@ def test_the_command(sample: Path, tiny_model_dir: Path, tmp_path: Path, capsys:
     assert parts <= result["parts"].keys() and result["ceilings_per_s"]["copy"] > 0
     assert set(result["streams"]) == {"low", "balanced", "accurate", "4/0.64/0.64"}
     for plan in result["streams"].values():
-        assert plan["ways"].keys() == {WHOLE, SAMPLES}  # its input is normalised
+        assert plan["ways"].keys() == {WHOLE, SAMPLES, TAIL}  # its input is normalised
         for way in plan["ways"].values():
             assert [batch["batch"] for batch in way["batches"]] == [1, 2]
             assert all(batch["streams"] > 0 and batch["stitch_decode_us"] > 0 for batch in way["batches"])
@@ -41,17 +41,21 @@ def test_the_command(sample: Path, tiny_model_dir: Path, tmp_path: Path, capsys:
 
 
 def test_every_way_runs_whole_windows_of_all_streams(tiny_model_dir: Path) -> None:
-    model, config = AcousticModel.load(tiny_model_dir, "cpu", "float32"), StreamConfig(left=20, hop=10, right=5)
+    model, config = (
+        AcousticModel.load(tiny_model_dir, "cpu", "float32"),
+        StreamConfig(left=60, hop=10, right=5, refresh=5),
+    )
     model.tokenizer.do_normalize = False
     model = AcousticModel(model.model, model.tokenizer)
     samples = np.random.default_rng(0).normal(size=3 * SAMPLE_RATE).astype(np.float32) / 10
-    engines = dict(ways(model, config, 3))
-    assert list(engines) == [WHOLE, SAMPLES, FEATURES]
-    for name, engine in engines.items():
-        measured = measure_batch(engine, config, 3, samples, 4, clock_of(torch.device("cpu")))
-        assert measured["step_ms"]["n"] >= 4
-        is_written = [key[0].__name__ == "put" for slots in engine.slots.values() for key in slots.graphs.inputs]  # type: ignore[union-attr]
-        assert any(is_written) == (name != WHOLE)
+    engines = list(ways(model, config, 3))
+    assert [name for name, *_ in engines] == [WHOLE, SAMPLES, FEATURES, TAIL]
+    for name, engine, cut in engines:
+        for measure in (measure_batch, measure_overlapped):
+            measured = measure(engine, cut, 3, samples, 4, clock_of(torch.device("cpu")))
+            assert measured["batch"] == 3 and measured["step_ms"]["n"] >= 3 and measured["streams"] > 0
+        run = {key[0].__name__ for slots in engine.slots.values() for key in slots.graphs.inputs}  # type: ignore[union-attr]
+        assert run == {WHOLE: set(), TAIL: {"put", "tail"}}.get(name, {"put", "emission"})
 
 
 @pytest.mark.parametrize(

@@ -347,7 +347,7 @@ class Elsewhere(torch.Tensor):
     def __torch_function__(
         cls, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        assert func is torch.Tensor.cpu, f"{func} elsewhere"
+        assert func is torch.Tensor.to and args[1:] == (torch.device("cpu"),), f"{func} elsewhere"
         with torch._C.DisableTorchFunctionSubclass():
             return args[0].as_subclass(torch.Tensor)
 

@@ -15,6 +15,7 @@ from core.acoustic import AcousticModel, choose_device, choose_dtype, fit
 from core.configuration import Wav2Vec2Config
 from core.encoder import Attention
 from core.extractor import ConvLayer
+from core.layout import FirstConv, FrameConv
 from core.precision import FirstConvLayer, Product, is_fast, overlap, pack, rounded_up
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.wav2vec2 import Wav2Vec2ForCTC
@@ -176,7 +177,7 @@ def test_other_devices_are_given_the_plain_model(monkeypatch: pytest.MonkeyPatch
     kept = [type(module) for module in model.model.modules()]
     assert set(kept) <= set(kinds) and Attention in kept and model.model.dtype == torch.float32
     assert model.n_slots == 0 and model.n_features == BASE.hidden_size
-    assert not any(layer.fused for layer in model.model.modules() if isinstance(layer, ConvLayer))
+    assert not any(isinstance(layer, FirstConv | FrameConv) for layer in model.model.modules())
 
 
 def test_a_processor_without_the_instructions(monkeypatch: pytest.MonkeyPatch) -> None:

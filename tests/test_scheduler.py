@@ -548,5 +548,6 @@ def test_a_worker_has_one_core_unless_its_steps_would_take_too_long(
     assert share_cores([Engine(PlantedModel()), Engine(SlowModel())], 4) == workers  # type: ignore[arg-type]
     assert threads[1] == 1 and workers * threads[-1] <= 4
     away = SlowModel()
-    away.model.device = torch.device("cuda")
-    assert share_cores([Engine(away)], 4) == 1  # type: ignore[arg-type]
+    for kind, n in (("cuda", 2), ("mps", 1)):
+        away.model.device = torch.device(kind)
+        assert share_cores([Engine(away)], 4) == n  # type: ignore[arg-type]

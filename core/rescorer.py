@@ -206,12 +206,12 @@ class Rescorer(nn.Module):
                 setattr(cross, name, Product(linear.weight, linear.bias, torch.bfloat16))
         return self
 
-    def save(self, directory: Path) -> None:
-        """Writes both files; matrices as integers of four bits (`core.rounding`), the rest in float16."""
+    def save(self, directory: Path, is_rough: bool = True) -> None:
+        """Writes both files; matrices as integers of four bits (`core.rounding`) if rough, the rest in float16."""
         directory.mkdir(parents=True, exist_ok=True)
         weights = {}
         for name, weight in self.state_dict().items():
-            if is_rounded(name, weight):
+            if is_rough and is_rounded(name, weight):
                 weights[name], weights[name + SUFFIX] = to_int4(weight.detach().cpu())
             else:
                 weights[name] = weight.detach().cpu().half()

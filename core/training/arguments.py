@@ -8,9 +8,20 @@ from pathlib import Path
 
 from core.beam import LanguageModel
 from core.training.corpus import MAX_SECONDS, MIN_SECONDS
+from core.training.joint import JointConfig
 from core.training.voices import PROGRAMS
 
 DEFAULTS = LanguageModel(Path())
+JOINT = JointConfig()
+JOINT_HELP = {
+    "reading_weight": "of the rescorer's loss beside that of CTC",
+    "consistency": "share of the steps in which windows shall read as the whole does",
+    "lower_rate": "share of the learning rate of all up to the block that the rescorer reads after",
+    "rescorer_rate": "the same of the rescorer",
+    "dropout": "in the upper blocks, while training",
+    "lower_dropout": "up to the block that the rescorer reads after",
+    "rescorer_dropout": "in the rescorer",
+}
 
 
 def weighted(text: str) -> tuple[Path, float]:
@@ -23,6 +34,28 @@ def weighted(text: str) -> tuple[Path, float]:
 
 def add_manifest(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--manifest", action="append", type=Path, required=True, metavar="TSV", help="may be repeated")
+
+
+def add_weighted(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--manifest",
+        action="append",
+        type=weighted,
+        required=True,
+        metavar="TSV[:WEIGHT]",
+        help="may be repeated; a pass hears each recording WEIGHT times on average",
+    )
+
+
+def add_average(parser: argparse.ArgumentParser, default: float) -> None:
+    text = "0.998: take the weights' mean over some 500 steps; default: %(default)s"
+    parser.add_argument("--average", type=float, default=default, metavar="SHARE", help=text)
+
+
+def add_int8(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--int8", action="store_true", help="round the weights on disk: blocks, and a rescorer's to int4"
+    )
 
 
 def add_run(parser: argparse.ArgumentParser, steps: int, rate: float, batch_s: float, warmup: int = 50) -> None:
@@ -148,19 +181,10 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--states-hours", type=float, default=10.0, metavar="H", help="heard again and again; default: %(default)s"
     )
-    command.add_argument(
-        "--average", type=float, default=0.0, metavar="SHARE", help="0.998: take the weights' mean over some 500 steps"
-    )
-    command.add_argument("--int8", action="store_true", help="round the blocks' weights on disk")
+    add_average(command, 0.0)
+    add_int8(command)
     command.add_argument("--workers", type=int, default=1, metavar="N", help="threads that make batches ahead")
-    command.add_argument(
-        "--manifest",
-        action="append",
-        type=weighted,
-        required=True,
-        metavar="TSV[:WEIGHT]",
-        help="may be repeated; a pass hears each recording WEIGHT times on average",
-    )
+    add_weighted(command)
     add_run(command, steps=60, rate=5e-5, batch_s=16, warmup=10)  # for a few minutes of one voice
     add_noise(command)
 
@@ -190,10 +214,22 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_run(command, steps=2000, rate=2e-4, batch_s=0, warmup=100)
 
+    command = commands.add_parser("joint", help="a model and its rescorer at once, with batches made on the GPU")
+    command.add_argument("--model", default="streamer-en", metavar="NAME|DIR")
+    command.add_argument("--row-s", type=float, default=16.0, help="seconds of a batch's rows; default: %(default)s")
+    for name, text in JOINT_HELP.items():
+        option, default = f"--{name.replace('_', '-')}", getattr(JOINT, name)
+        command.add_argument(option, type=float, default=default, metavar="X", help=f"{text}; default: %(default)s")
+    add_average(command, 0.998)
+    add_int8(command)
+    add_weighted(command)
+    add_run(command, steps=2300, rate=2e-4, batch_s=1024, warmup=140)
+    add_noise(command)
+
     command = commands.add_parser("mix", help="the mean of checkpoints' weights, such as before and after a training")
     command.add_argument("model", nargs="+", type=weighted, metavar="DIR[:SHARE]", help="shares are relative")
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="the checkpoint")
-    command.add_argument("--int8", action="store_true", help="round the blocks' weights on disk")
+    add_int8(command)
 
     command = commands.add_parser("evaluate", help="word and letter error rate of a checkpoint")
     command.add_argument("--model", default="streamer-en", metavar="NAME|DIR")

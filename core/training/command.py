@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from core.acoustic import AcousticModel, choose_device
 from core.audio import from_int16
@@ -21,18 +23,20 @@ from core.pretraining import Wav2Vec2ForPreTraining
 from core.rescorer import FOLDER as RESCORER
 from core.rescorer import Rescorer
 from core.tokenizer import PREPROCESSOR_NAME, VOCAB_NAME, Wav2Vec2Tokenizer, read_json
-from core.training.arguments import make_parser
+from core.training.arguments import JOINT_HELP, make_parser
 from core.training.augment import Augment
 from core.training.corpus import Clip, Corpus, Speech, hours, load_manifest
 from core.training.distil import distil
 from core.training.evaluate import evaluate, write_texts
 from core.training.finetune import Teaching, finetune, freeze, set_dropout
+from core.training.joint import SCENES, Joint, JointConfig, train_jointly
 from core.training.language_model import build_language_model, read_text, read_words
 from core.training.manifest import read_manifest, read_set
 from core.training.plot import plot
 from core.training.prepare import Prepared, prepare
 from core.training.pretrain import SIZES, PretrainConfig, pretrain
 from core.training.rescoring import choose_pieces, make_rescorer, read_vocabulary, train_rescorer
+from core.training.rows import Rows, row_length
 from core.training.run import RunConfig
 from core.training.sentences import count_words, make_sentences
 from core.training.states import StateCorpus, lower_parts
@@ -41,6 +45,8 @@ from core.training.synthesize import SynthesisConfig, read_sentences, synthesize
 from core.training.voices import find_programs, kokoro, piper
 from core.training.whisper import load_teacher
 from core.wav2vec2 import PreTrainedModel, Wav2Vec2ForCTC
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def load_clips(manifests: Sequence[tuple[Path, float]], letters: frozenset[str] = ENGLISH) -> list[Clip]:
@@ -84,13 +90,16 @@ def save(
     print(f"saved {output}")
 
 
+def copy_language_model(source: Path, output: Path) -> None:
+    """That which comes with a checkpoint."""
+    if (source / FOLDER).is_dir() and source.resolve() != output.resolve():
+        shutil.copytree(source / FOLDER, output / FOLDER, dirs_exist_ok=True)
+
+
 def copy_companions(source: Path, output: Path, model: Wav2Vec2ForCTC) -> None:
     """The language model that comes with a checkpoint, and its rescorer, if that reads what `model` makes, too."""
-    if source.resolve() == output.resolve():
-        return
-    if (source / FOLDER).is_dir():
-        shutil.copytree(source / FOLDER, output / FOLDER, dirs_exist_ok=True)
-    if not (source / RESCORER).is_dir():
+    copy_language_model(source, output)
+    if not (source / RESCORER).is_dir() or source.resolve() == output.resolve():
         return
     n_blocks = Rescorer.load(source / RESCORER).config.n_blocks
     if is_alike(load_model(Wav2Vec2ForCTC, source), model, n_blocks):
@@ -233,8 +242,6 @@ def run_finetune(args: argparse.Namespace) -> int:
 
         print(f"before: WER {100 * word_error_rate():.2f} %")
     teaching = Teaching(load_teacher(args.teacher)[0].to(device), args.teach_steps) if args.teacher else None
-    if not 0 <= args.average < 1:
-        raise ValueError(f"--average must be from 0 to below 1. Found: {args.average}")
     run = replace(run_config(args), encoder_rate=args.encoder_rate, branch_rate=args.branch_rate, average=args.average)
     finetune(model, batches, run, args.head_steps, word_error_rate, teaching, args.workers, args.consistency)
     save(model, tokenizer, args.output, stored(args))
@@ -257,22 +264,56 @@ def run_rescorer(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_joint(args: argparse.Namespace) -> int:
+    device = begin(args)
+    directory = resolve(args.model)
+    if not (directory / RESCORER).is_dir():
+        raise ValueError(f"Expected a folder {RESCORER}, as `train rescorer` makes it, in {directory}. Found: none")
+    tokenizer = Wav2Vec2Tokenizer.from_pretrained(directory)
+    # The mean, which does not hang on the number of rows; and texts may be longer than their audio.
+    config = replace(load_config(directory, args.model), ctc_loss_reduction="mean", ctc_zero_infinity=True)
+    model = load_model(Wav2Vec2ForCTC, directory, config=config)
+    rescorer = Rescorer.load(directory / RESCORER)
+    settings = JointConfig(**{name: getattr(args, name) for name in JOINT_HELP})
+    joint = Joint(model, rescorer, settings).to(device)
+    augment = replace(SCENES, noise=make_augment(args.noise).noise)
+    n_rows, n_samples = max(1, round(args.batch_s / args.row_s)), row_length(config, args.row_s)
+    rows = Rows(load_clips(args.manifest, tokenizer.letters), tokenizer, augment, n_rows, n_samples, args.seed)
+    rates = settings.rates(rescorer.config.n_blocks)
+    train_jointly(joint, rows, replace(run_config(args), rates=rates, encoder_rate=1, average=args.average, clip=1))
+    save(model, tokenizer, args.output, stored(args))
+    rescorer.save(args.output / RESCORER, is_rough=args.int8)
+    copy_language_model(directory, args.output)
+    return 0
+
+
 def run_mix(args: argparse.Namespace) -> int:
     """Keeps what was known before, and gets most of what was learned (Wortsman et al. 2022, "WiSE-FT")."""
     first, *_ = directories = [directory for directory, _ in args.model]
+    shares = [share for _, share in args.model]
     models = [load_model(Wav2Vec2ForCTC, directory) for directory in directories]
-    total = sum(share for _, share in args.model)
-    mean = {name: torch.zeros_like(weight) for name, weight in models[0].state_dict().items()}
-    for model, (directory, share) in zip(models, args.model, strict=True):
-        weights = model.state_dict()
-        if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in mean.items()}:
+    shapes = [{name: weight.shape for name, weight in model.state_dict().items()} for model in models]
+    for directory, found in zip(directories, shapes, strict=True):
+        if found != shapes[0]:
             raise ValueError(f"Expected checkpoints of one model. Found: {first} and {directory}")
-        for name, weight in weights.items():
-            mean[name] += weight * (share / total)
-    models[0].load_state_dict(mean)
-    save(models[0], Wav2Vec2Tokenizer.from_pretrained(first), args.output, stored(args))
-    copy_companions(first, args.output, models[0])
+    model = mix(models, shares)
+    rescorers = [Rescorer.load(path / RESCORER) for path in directories if (path / RESCORER).is_dir()]
+    save(model, Wav2Vec2Tokenizer.from_pretrained(first), args.output, stored(args))
+    if len(rescorers) == len(models) and all(rescorer.config == rescorers[0].config for rescorer in rescorers):
+        mix(rescorers, shares).save(args.output / RESCORER, is_rough=args.int8)
+        copy_language_model(first, args.output)
+    else:
+        copy_companions(first, args.output, model)
     return 0
+
+
+def mix(modules: Sequence[M], shares: Sequence[float]) -> M:
+    """The first, with the mean of the weights of all."""
+    states = [module.state_dict() for module in modules]
+    parts = [share / sum(shares) for share in shares]
+    first = modules[0]
+    first.load_state_dict({key: sum(p * s[key] for p, s in zip(parts, states, strict=True)) for key in states[0]})
+    return first
 
 
 def stored(args: argparse.Namespace) -> torch.dtype:
@@ -314,6 +355,7 @@ RUNS = {
     "branch": run_branch,
     "finetune": run_finetune,
     "rescorer": run_rescorer,
+    "joint": run_joint,
     "mix": run_mix,
     "evaluate": run_evaluate,
     "lm": run_lm,

@@ -76,9 +76,9 @@ def freeze(model: Wav2Vec2ForCTC, n_blocks: int) -> None:
         part.requires_grad_(False)
 
 
-def set_dropout(model: Wav2Vec2ForCTC, p: float) -> None:
-    """Of what the blocks add to the states: that of activations takes long, and without attention's that is fused."""
-    for layer in model.wav2vec2.encoder.layers:
+def set_dropout(model: Wav2Vec2ForCTC, p: float, n_blocks: int | None = None) -> None:
+    """Of what blocks add to the states: that of activations takes long, and without attention's that is fused."""
+    for layer in model.wav2vec2.encoder.layers[:n_blocks]:
         assert isinstance(layer, EncoderLayer)
         layer.dropout.p = layer.feed_forward.output_dropout.p = p
         layer.feed_forward.intermediate_dropout.p = layer.attention.dropout = 0.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ class RunConfig:
     encoder_rate: float = 0.7  # the blocks' share of the learning rate: they come trained
     branch_rate: float = 1.0  # of the map that a branch ends in
     quantizer_rate: float = 1.0  # of the projection that chooses codes
+    rates: Mapping[str, float] = field(default_factory=dict)  # by parts of parameters' names; before the above
     average: float = 0.0  # share of the weights' running mean that a step leaves; the mean is the result; 0: none
     clip: float = 2.0  # norm that gradients are cut to
     log_every: int = 25  # steps, and at the end; 0: never
@@ -48,6 +49,8 @@ class RunConfig:
         counts = self.warmup, self.log_every, self.save_every
         if min(counts) < 0:
             raise ValueError(f"Expected 0 or more steps of warm-up, and between logs and saves. Found: {counts}")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"--average must be from 0 to below 1. Found: {self.average}")
 
     def rate(self, step: int) -> float:
         """Linear warm-up, the full rate, and over the last four fifths a straight line to nothing."""
@@ -67,7 +70,7 @@ class Run:
     def __init__(self, model: nn.Module, config: RunConfig, extra: Sequence[str] = ()) -> None:
         self.model = model
         self.config = config
-        shares = {"encoder.layers.": config.encoder_rate, "encoder.branch.": config.branch_rate}
+        shares = {**config.rates, "encoder.layers.": config.encoder_rate, "encoder.branch.": config.branch_rate}
         shares |= {"quantizer.weight_proj.": config.quantizer_rate, "": 1.0}
         groups: dict[str, list[nn.Parameter]] = {part: [] for part in shares}
         for name, parameter in model.named_parameters():
@@ -118,7 +121,8 @@ class Run:
         self.step_count, self.seconds_seen = state["step"], state["seconds"]
         self.elapsed_s, self.means = state["elapsed_s"], state["means"]
         known = state.get("averages", {})
-        self.averages = {name: known.get(name, state["model"][name].clone()) for name in self.averages}
+        for name, average in self.averages.items():
+            average.copy_(known.get(name, state["model"][name]))
 
     def trim_log(self) -> None:
         """Drops the lines of steps that were lost with their weights."""
@@ -159,7 +163,7 @@ class Run:
         """Whether something that happens all `every` steps and at the end happens now; 0: never."""
         return every > 0 and (self.step_count % every == 0 or self.is_done)
 
-    def step(self, loss: torch.Tensor, seconds: float, **metrics: float) -> None:
+    def step(self, loss: torch.Tensor, seconds: float, **metrics: float | torch.Tensor) -> None:
         """One update by `loss` of a batch of `seconds` of audio; `metrics` are smoothed and logged.
 
         A batch whose gradients are not finite changes nothing.
@@ -175,8 +179,8 @@ class Run:
         if nn.utils.clip_grad_norm_(self.model.parameters(), config.clip).isfinite():
             self.optimizer.step()
             self.n_failures = 0
-            for name, value in {"loss": float(loss.detach()), **metrics}.items():
-                self.means[name] = SMOOTHING * self.means.get(name, value) + (1 - SMOOTHING) * value
+            for name, value in {"loss": loss.detach(), **metrics}.items():
+                self.means[name] = SMOOTHING * self.means.get(name, float(value)) + (1 - SMOOTHING) * float(value)
         else:
             self.n_failures += 1
             logger.warning("step %d: gradients are not finite; the batch is left out", self.step_count)

@@ -42,24 +42,12 @@ class RingBuffer:
         Raises:
             ValueError: part of the range is no longer, or not yet, held.
         """
-        first = self._place(start, end)
-        if first + end - start <= len(self._ring):
-            return self._ring[first : first + end - start].copy()
-        return np.concatenate([self._ring[first:], self._ring[: first + end - start - len(self._ring)]])
-
-    def read_into(self, start: int, out: NDArray[np.float32]) -> None:
-        """The same of as many samples as `out` holds, written there."""
-        first = self._place(start, start + len(out))
-        head = len(self._ring) - first
-        out[:head] = self._ring[first : first + len(out)]
-        if head < len(out):
-            out[head:] = self._ring[: len(out) - head]
-
-    def _place(self, start: int, end: int) -> int:
-        """Where samples [start, end) begin in the ring, which may wrap."""
         if not self.start <= start <= end <= self.end:
             raise ValueError(f"Expected a range within [{self.start}, {self.end}). Found: [{start}, {end})")
-        return start % len(self._ring)
+        size = len(self._ring)
+        first, n = start % size, end - start
+        head = min(n, size - first)
+        return np.concatenate([self._ring[first : first + head], self._ring[: n - head]])
 
     def release(self, start: int) -> None:
         """Gives up the samples before `start`."""

@@ -10,7 +10,7 @@ A checkpoint may bring one in a folder `rescorer`: `config.json`, which holds th
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Self, cast
@@ -27,10 +27,11 @@ from core.configuration import Wav2Vec2Config
 from core.encoder import Attention, FeedForward
 from core.pieces import BEGIN, END, N_SPECIAL, Pieces, Tree
 from core.precision import Product, is_fast, pack_blocks
-from core.rounding import GROUP, SUFFIX, from_integers, to_int4
+from core.rounding import GROUP, SUFFIX, from_integers, to_int4, to_int8
 
 FOLDER = "rescorer"
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
+EMBEDDING = "embedding.weight"  # read with and written with: four bits of it would cost the most
 ROUND, ROOM = 16, 64  # pieces and what they see are padded to multiples: kernels are made anew for each new shape
 
 
@@ -206,15 +207,26 @@ class Rescorer(nn.Module):
                 setattr(cross, name, Product(linear.weight, linear.bias, torch.bfloat16))
         return self
 
-    def save(self, directory: Path, is_rough: bool = True) -> None:
-        """Writes both files; matrices as integers of four bits (`core.rounding`) if rough, the rest in float16."""
+    def save(self, directory: Path, is_rough: bool = True, rounded: Mapping[str, Tensor] | None = None) -> None:
+        """Writes both files.
+
+        Args:
+            is_rough: matrices of the blocks as integers of four bits, the embedding of eight (`core.rounding`); all
+                else is float16.
+            rounded: integers and scales of some matrices that are there already (`core.training.compensation`).
+        """
         directory.mkdir(parents=True, exist_ok=True)
-        weights = {}
+        weights = dict(rounded or {})
         for name, weight in self.state_dict().items():
+            weight = weight.detach().cpu()
+            if name in weights:
+                continue
             if is_rough and is_rounded(name, weight):
-                weights[name], weights[name + SUFFIX] = to_int4(weight.detach().cpu())
+                weights[name], weights[name + SUFFIX] = to_int4(weight)
+            elif is_rough and name == EMBEDDING:
+                weights[name], weights[name + SUFFIX] = to_int8(weight)
             else:
-                weights[name] = weight.detach().cpu().half()
+                weights[name] = weight.half()
         save_file(weights, directory / WEIGHTS_NAME, metadata={"format": "pt"})
         text = json.dumps(asdict(self.config), ensure_ascii=False)
         (directory / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
@@ -305,7 +317,7 @@ class Reading:
 
 def is_rounded(name: str, weight: Tensor) -> bool:
     """Whether a weight is an integer of four bits on disk."""
-    return weight.dim() == 2 and name != "positions" and weight.shape[1] % GROUP == 0
+    return name.startswith("layers.") and weight.dim() == 2 and weight.shape[1] % GROUP == 0
 
 
 class RescorerError(ValueError):

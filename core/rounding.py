@@ -39,12 +39,23 @@ def to_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
     if n_columns % GROUP:
         raise ValueError(f"Expected a multiple of {GROUP} columns for four bits. Found: {n_columns}")
     groups = weight.float().view(n_rows, -1, GROUP)
+    scales = choose_scales(groups)
+    return pack_int4(round_groups(groups, scales)), scales
+
+
+def choose_scales(groups: Tensor, importance: Tensor | None = None) -> Tensor:
+    """(row, group) float16, those that leave the least squares of errors, of columns (column,) by their importance."""
     largest = groups.abs().amax(2).clamp(min=1e-6)
     scales = torch.stack([(share * largest / HIGHEST_4).half() for share in SHARES])
-    errors = torch.stack([(from_groups(round_groups(groups, of), of) - groups).square().sum(2) for of in scales])
-    best = scales.gather(0, errors.argmin(0, keepdim=True))[0]
-    integers = (round_groups(groups, best) + HIGHEST_4 + 1).to(torch.uint8).view(n_rows, -1, 2)
-    return integers[:, :, 0] | integers[:, :, 1] << 4, best
+    squares = torch.stack([(from_groups(round_groups(groups, of), of) - groups).square() for of in scales])
+    errors = squares.sum(3) if importance is None else squares @ importance
+    return scales.gather(0, errors.argmin(0, keepdim=True))[0]
+
+
+def pack_int4(integers: Tensor) -> Tensor:
+    """(row, column / 2) bytes of (row, group, column) integers."""
+    pairs = (integers + HIGHEST_4 + 1).to(torch.uint8).view(len(integers), -1, 2)
+    return pairs[:, :, 0] | pairs[:, :, 1] << 4
 
 
 def round_groups(groups: Tensor, scales: Tensor) -> Tensor:

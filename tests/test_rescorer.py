@@ -25,7 +25,7 @@ from core.engine import Engine
 from core.offline import transcribe_offline
 from core.pieces import BEGIN, END, N_SPECIAL, Pieces, Tree
 from core.precision import is_fast
-from core.rescorer import FOLDER, Rescorer, RescorerConfig, RescorerError
+from core.rescorer import FOLDER, Rescorer, RescorerConfig, RescorerError, is_rounded
 from core.rounding import GROUP, SHARES, from_int4, from_integers, to_int4
 from core.stream import StreamConfig
 from core.training.command import copy_companions, main
@@ -460,8 +460,8 @@ def test_rounded_weights_are_what_is_learned_with() -> None:
     texts = ["THE CAT", "SING"]
     on_disk = make()
     with torch.no_grad():
-        for parameter in on_disk.parameters():
-            if parameter.dim() == 2 and parameter is not on_disk.positions:
+        for name, parameter in on_disk.named_parameters():
+            if is_rounded(name, parameter):
                 parameter.copy_(from_int4(*to_int4(parameter)))
     found = reading_loss(rescorer, heard, texts, is_mixed=False, as_on_disk=True)
     expected = reading_loss(on_disk, heard, texts, is_mixed=False)

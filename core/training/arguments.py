@@ -230,6 +230,13 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("model", nargs="+", type=weighted, metavar="DIR[:SHARE]", help="shares are relative")
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="the checkpoint")
     add_int8(command)
+    command.add_argument(
+        "--compensate",
+        action="append",
+        type=weighted,
+        metavar="TSV",
+        help="with --int8, make the errors of a rescorer's rounding small on this speech; some 200 recordings do",
+    )
 
     command = commands.add_parser("evaluate", help="word and letter error rate of a checkpoint")
     command.add_argument("--model", default="streamer-en", metavar="NAME|DIR")

@@ -25,6 +25,7 @@ from core.rescorer import Rescorer
 from core.tokenizer import PREPROCESSOR_NAME, VOCAB_NAME, Wav2Vec2Tokenizer, read_json
 from core.training.arguments import JOINT_HELP, make_parser
 from core.training.augment import Augment
+from core.training.compensation import Heard, compensated
 from core.training.corpus import Clip, Corpus, Speech, hours, load_manifest
 from core.training.distil import distil
 from core.training.evaluate import evaluate, write_texts
@@ -300,11 +301,24 @@ def run_mix(args: argparse.Namespace) -> int:
     rescorers = [Rescorer.load(path / RESCORER) for path in directories if (path / RESCORER).is_dir()]
     save(model, Wav2Vec2Tokenizer.from_pretrained(first), args.output, stored(args))
     if len(rescorers) == len(models) and all(rescorer.config == rescorers[0].config for rescorer in rescorers):
-        mix(rescorers, shares).save(args.output / RESCORER, is_rough=args.int8)
+        rescorer = mix(rescorers, shares)
+        rounded = compensated(rescorer, hear(args.output, rescorer, args.compensate)) if args.compensate else None
+        rescorer.save(args.output / RESCORER, args.int8, rounded)
         copy_language_model(first, args.output)
     else:
         copy_companions(first, args.output, model)
     return 0
+
+
+def hear(directory: Path, rescorer: Rescorer, manifests: Sequence[tuple[Path, float]]) -> list[Heard]:
+    """What the rescorer is given of the recordings of manifests, and what was said in them."""
+    model = AcousticModel.load(directory, "cpu")
+    heard: list[Heard] = []
+    for clip in load_clips(manifests, model.tokenizer.letters):
+        if clip.transcript:
+            (_, states), *_ = model.emit_with_states([from_int16(clip.samples)], rescorer.config.n_blocks)
+            heard.append((torch.from_numpy(states), clip.transcript))
+    return heard
 
 
 def mix(modules: Sequence[M], shares: Sequence[float]) -> M:

@@ -287,17 +287,17 @@ def make_decoder(model: AcousticModel, lm: str | Path = "auto", hotwords: Mappin
     """From frames to words for this model.
 
     Args:
-        lm: a file or folder; `auto` is the checkpoint's own where there is one and the library is installed, and
-            its rescorer where it has one; `none` is the best path.
+        lm: a file or folder; `auto` is the checkpoint's own where there is one and the library is installed. With it,
+            and with `none`, goes the checkpoint's rescorer, where it has one; `letters` is the best path alone.
         hotwords: see `parse_hotwords`.
 
     Raises:
         LanguageModelError: what was asked for cannot be had.
         RescorerError: the checkpoint's cannot be used.
     """
-    language_model = rescorer = None
+    language_model = None
+    rescorer = model.rescorer() if lm in ("auto", "none") else None
     if lm == "auto":
-        rescorer = model.rescorer()
         if model.directory is not None and (model.directory / FOLDER).is_dir():
             if is_installed():
                 language_model = LanguageModel.of_checkpoint(model.directory)
@@ -305,7 +305,7 @@ def make_decoder(model: AcousticModel, lm: str | Path = "auto", hotwords: Mappin
                 logger.warning(
                     "%s goes without its language model, which needs: pip install 'streamer[lm]'", model.name
                 )
-    elif lm != "none":
+    elif lm not in ("none", "letters"):
         language_model = LanguageModel.load(lm)
     if language_model is not None or hotwords:
         return BeamDecoder(model.alphabet, language_model, hotwords or {}, rescorer=rescorer)

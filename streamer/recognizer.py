@@ -151,7 +151,7 @@ class Recognizer:
             if isinstance(decode, BeamDecoder):
                 decode = decode.with_hotwords(hotwords)
             else:
-                decode = make_decoder(self.model, "none", hotwords)
+                decode = BeamDecoder(self.model.alphabet, None, hotwords, rescorer=getattr(decode, "rescorer", None))
         config = config or StreamConfig.preset(latency)
         return RecognizerStream(self.engine, config, sample_rate, channels, decode, partials)
 

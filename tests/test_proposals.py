@@ -211,6 +211,7 @@ def test_it_is_used_without_a_language_model() -> None:
     decoder = make_decoder(model)  # type: ignore[arg-type]
     assert isinstance(decoder, ReadingDecoder) and reads_after(decoder) == CONFIG.n_blocks
     assert isinstance(draft(decoder), GreedyDecoder)
-    assert isinstance(make_decoder(model, "none"), GreedyDecoder)  # type: ignore[arg-type]
+    assert isinstance(make_decoder(model, "none"), ReadingDecoder)  # type: ignore[arg-type]
+    assert isinstance(make_decoder(model, "letters"), GreedyDecoder)  # type: ignore[arg-type]
     rescorer.config = replace(CONFIG, is_proposing=False)
     assert isinstance(make_decoder(model), GreedyDecoder)  # type: ignore[arg-type]

@@ -45,13 +45,14 @@ def load_system(name: str, choice: ModelChoice) -> Transcribe:
             return load_own(choice, offline=name == "offline")
         case "streaming-no-hotwords":
             return load_own(replace(choice, hotwords=None), offline=False)
-        case "streaming-greedy":
-            return load_own(replace(choice, lm="none", hotwords=None), offline=False)
+        case "streaming-no-lm" | "streaming-letters":
+            lm = "none" if name == "streaming-no-lm" else "letters"
+            return load_own(replace(choice, lm=lm, hotwords=None), offline=False)
         case "faster-whisper-tiny" | "faster-whisper-base":
             return load_faster_whisper(name, choice.threads)
         case "pocketsphinx":
             return load_pocketsphinx()
-    known = ("streaming", "streaming-no-hotwords", "streaming-greedy", "offline", *PEERS)
+    known = ("streaming", "streaming-no-hotwords", "streaming-no-lm", "streaming-letters", "offline", *PEERS)
     raise ValueError(f"Expected a system of {', '.join(known)}. Found: {name!r}")
 
 

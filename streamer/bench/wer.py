@@ -244,7 +244,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--offline", action="store_true", help="one pass over each utterance instead of streaming")
     which.add_argument("--both", action="store_true", help="both paths, and how often they say the same")
-    parser.add_argument("--greedy", action="store_true", help="streaming without language model and hot words, too")
+    parser.add_argument("--greedy", action="store_true", help="streaming with --lm none and letters, too")
     parser.add_argument("--details", type=Path, metavar="PATH", help="write a line for every utterance there")
 
 
@@ -252,7 +252,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     peers, task = peers_of(args, parser), task_of(args, parser)
     own = ("streaming", "offline") if args.both else ("offline",) if args.offline else ("streaming",)
     choice = ModelChoice(args.model, args.device, args.dtype, args.threads, args.latency, args.lm, args.hotwords)
-    greedy = ("streaming-greedy",) if args.greedy else ()
+    greedy = ("streaming-no-lm", "streaming-letters") if args.greedy else ()
     plain = ("streaming-no-hotwords",) if args.hotwords else ()
     reports = measure_apart([*own, *plain, *greedy, *peers], choice, task)
     result = summary(reports, choice, task)

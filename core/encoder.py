@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -196,23 +196,30 @@ class Encoder(nn.Module):
         want_states: bool = False,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
         """Returns the last state, all states and all attention weights (None where not wanted)."""
-        hidden = self.begin(hidden, frame_mask)
+        last, states, weights = hidden, list[Tensor](), list[Tensor]()
+        for last, weight in self.states(hidden, frame_mask, want_weights):
+            if want_states:  # else nothing may keep every layer's output alive
+                states.append(last)
+            if weight is not None:
+                weights.append(weight)
+        return last, tuple(states) if want_states else None, tuple(weights) if want_weights else None
+
+    def states(
+        self, hidden: Tensor, frame_mask: Tensor | None = None, want_weights: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """What the first block is given, then what each makes of it with its attention weights, the last normalised."""
+        hidden = trunk = self.begin(hidden, frame_mask)
+        yield hidden, None
         attention_mask = None if frame_mask is None else frame_mask[:, None, None, :]
-        states, weights = [hidden], []
-        trunk = hidden
         for i, layer in enumerate(self.layers):
             weight = None
             if self.branch is not None:
                 hidden, trunk = self.branch(i, hidden, trunk)
             if not (self.training and self.layerdrop and torch.rand(()).item() < self.layerdrop):
                 hidden, weight = layer(hidden, attention_mask, want_weights)
-            if want_states:  # else nothing may keep every layer's output alive
-                states.append(hidden)
-            if weight is not None:
-                weights.append(weight)
-        if self.is_stable:
-            hidden = states[-1] = self.layer_norm(hidden)
-        return hidden, tuple(states) if want_states else None, tuple(weights) if want_weights else None
+            if self.is_stable and i + 1 == len(self.layers):
+                hidden = self.layer_norm(hidden)
+            yield hidden, weight
 
     def begin(self, hidden: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """What the first block is given."""

@@ -35,7 +35,7 @@ from core.statistics import Statistics
 from core.stitcher import Emission, Joint, LogProbs, StitchedFrames, stitch_all
 from core.stream import Pass, Stream, StreamConfig, hops_to_endpoint
 from core.tail import Memory, Step, emit_steps
-from core.transcript import Event, Transcript, Word
+from core.transcript import Event, Transcript, Word, make_transcript
 
 LEAD, TRAIL = 1, 2  # frames by which a word is wider than its spikes; against an independent aligner
 STEADY_AGE = 18  # stable frames after a word, for it to be shown where partials are steady
@@ -336,7 +336,7 @@ class Engine:
         if (n_fixed := len(stream.settled) - 1) > n_known:  # the end of the last hangs on the word that follows
             stream.settled_words = words[:n_fixed]
             stream.settled_text = (" ".join([*stream.settled_text, *[span.text for span in new[: n_fixed - n_known]]]),)
-        return [self.transcript(stream, words, text, 0, end_frame, is_final=False)]
+        return [self.transcript(stream, words, end_frame, False, text)]
 
     def review(self, stream: Stream, task: Pass, log_probs: LogProbs) -> list[Event]:
         """Commits words of a pass over the segment so far on which those before it agree."""
@@ -370,7 +370,7 @@ class Engine:
         made = (*known, *self.widened(words[len(known) :], first, n - len(known), end_frame, n_samples_for(end_frame)))
         n_settled = min(len(stream.settled), len(words))
         stream.told = (words[:n_settled], made[: max(0, n_settled - 1)], n)
-        return [self.transcript(stream, made, text, n, end_frame, is_final=False)]
+        return [self.transcript(stream, made, end_frame, False, text)]
 
     def widened(
         self, spans: Sequence[WordSpan], first: int, n_committed: int, end_frame: int, end_sample: int
@@ -397,13 +397,11 @@ class Engine:
         return words
 
     def transcript(
-        self, stream: Stream, words: tuple[Word, ...], text: str, n_committed: int, end_frame: int, is_final: bool
+        self, stream: Stream, words: tuple[Word, ...], end_frame: int, is_final: bool, text: str | None = None
     ) -> Transcript:
         """What is told of the segment, which has been heard up to `end_frame`."""
         start_s, end_s = stream.frames.start_frame / FRAMES_PER_SECOND, end_frame / FRAMES_PER_SECOND
-        if words:
-            start_s, end_s = words[0].start_s, words[-1].end_s
-        return Transcript(stream.segment, is_final, text, n_committed, start_s, end_s, words)
+        return make_transcript(stream.segment, is_final, words, start_s, end_s, text)
 
     def confidence_of(self, heard: float) -> float:
         """How likely a word is right, in [0, 1], by how likely its letters are."""
@@ -441,8 +439,7 @@ class Engine:
         events: list[Event] = []
         if spans or stream.last_partial[0]:  # without words it takes the partial back
             words = tuple(self.widened(spans, 0, len(spans), cut, task.end_sample))
-            text = " ".join([word.text for word in words])
-            events = [self.transcript(stream, words, text, len(words), cut, is_final=bool(words))]
+            events = [self.transcript(stream, words, cut, bool(words))]
         if spans:
             stream.segment += 1
         self.begin_segment(stream, cut)

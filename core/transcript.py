@@ -43,10 +43,13 @@ class Gap:
 Event = Transcript | Gap
 
 
-def make_transcript(segment: int, is_final: bool, words: tuple[Word, ...], start_s: float, end_s: float) -> Transcript:
-    """`start_s` and `end_s` bound the segment where it has no words."""
+def make_transcript(
+    segment: int, is_final: bool, words: tuple[Word, ...], start_s: float, end_s: float, text: str | None = None
+) -> Transcript:
+    """`start_s` and `end_s` bound the segment where it has no words; `text` is that of the words, if it is known."""
     if words:
         start_s, end_s = words[0].start_s, words[-1].end_s
-    text = " ".join([word.text for word in words])
+    if text is None:
+        text = " ".join([word.text for word in words])
     n_committed = sum([word.is_committed for word in words])
     return Transcript(segment, is_final, text, n_committed, start_s, end_s, words)

@@ -257,8 +257,10 @@ class Wav2Vec2ForCTC(PreTrainedModel):
     @torch.inference_mode()
     def log_probs_and_states(self, input_values: Tensor, n_blocks: int) -> tuple[Tensor, Tensor]:
         """`log_probs`, and the float32 states (batch, frame, hidden) after so many of the encoder's blocks."""
-        output = self(input_values, output_hidden_states=True)
-        return F.log_softmax(output.logits, -1, dtype=torch.float32), output.hidden_states[n_blocks].float()
+        last = kept = embedded = self.embed(input_values)
+        for i, (last, _) in enumerate(self.wav2vec2.encoder.states(embedded)):
+            kept = last if i == n_blocks else kept  # the others are given up
+        return F.log_softmax(self.lm_head(last), -1, dtype=torch.float32), kept.float()
 
     @torch.inference_mode()
     def embed(self, input_values: Tensor, norms: Tensor | None = None) -> Tensor:

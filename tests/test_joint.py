@@ -18,7 +18,7 @@ from torch import Tensor
 from core.acoustic import AcousticModel
 from core.checkpoint import save_model
 from core.features import normalize
-from core.rescorer import FOLDER, Rescorer
+from core.rescorer import FOLDER, Rescorer, is_rounded
 from core.training.augment import Augment
 from core.training.command import main
 from core.training.corpus import Clip, load_manifest
@@ -348,6 +348,20 @@ def test_the_command_trains_both_and_mixes_both(start: Path, manifest: Path, tmp
     assert main(["mix", str(start), str(out), "--int8", "--output", str(tmp_path / "small")]) == 0
     sizes = [(folder / FOLDER / "model.safetensors").stat().st_size for folder in (mixed, tmp_path / "small")]
     assert sizes[1] < 0.5 * sizes[0]
+    fitted = [
+        "mix",
+        str(start),
+        str(out),
+        "--int8",
+        "--compensate",
+        str(manifest),
+        "--output",
+        str(tmp_path / "fitted"),
+    ]
+    assert main(fitted) == 0
+    weights, plain = (Rescorer.load(tmp_path / name / FOLDER).state_dict() for name in ("fitted", "small"))
+    others = {name for name, weight in plain.items() if not torch.equal(weight, weights[name])}
+    assert others == {name for name, weight in plain.items() if is_rounded(name, weight)}
     assert main([*command, *QUICK, "--output", str(tmp_path / "int8"), "--int8"]) == 0
     assert (tmp_path / "int8" / FOLDER / "model.safetensors").stat().st_size == sizes[1]
 

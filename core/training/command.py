@@ -290,7 +290,7 @@ def run_joint(args: argparse.Namespace) -> int:
 
 def run_mix(args: argparse.Namespace) -> int:
     """Keeps what was known before, and gets most of what was learned (Wortsman et al. 2022, "WiSE-FT")."""
-    first, *_ = directories = [directory for directory, _ in args.model]
+    first, *_ = directories = [path if path.is_dir() else resolve(str(path)) for path, _ in args.model]
     shares = [share for _, share in args.model]
     models = [load_model(Wav2Vec2ForCTC, directory) for directory in directories]
     shapes = [{name: weight.shape for name, weight in model.state_dict().items()} for model in models]

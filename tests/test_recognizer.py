@@ -109,3 +109,17 @@ def test_batched_windows_equal_single_ones(recognizer: Recognizer, speech: np.nd
     for window, batched in zip(windows, together, strict=True):
         np.testing.assert_allclose(recognizer.model.emit([window])[0], batched, atol=1e-5)
         np.testing.assert_allclose(np.exp(batched).sum(1), 1, atol=1e-5)
+
+
+def test_without_a_language_model_the_embedded_decoder_reads(sample: Path) -> None:
+    """The likeliest letters of the sample are not its words; with hot words of its own a stream keeps the decoder."""
+    samples, _ = soundfile.read(sample, dtype="float32")
+    expected = (sample.with_suffix(".txt")).read_text(encoding="utf-8").upper().split()
+    letters = Recognizer.load(device="cpu", threads=1, lm="letters").transcribe(samples, 16_000)
+    assert letters.text.split() != expected
+    recognizer = Recognizer.load(device="cpu", threads=1, lm="none")
+    assert recognizer.transcribe(samples, 16_000).text.split() == expected
+    pytest.importorskip("ctc_beam_decoder")
+    with recognizer.stream(hotwords={"letter": 2.0}) as stream:
+        events = stream.push(samples) + stream.finish()
+    assert " ".join(event.text for event in finals(events)).split() == expected

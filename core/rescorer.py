@@ -31,7 +31,8 @@ from core.rounding import GROUP, SUFFIX, from_integers, to_int4, to_int8
 
 FOLDER = "rescorer"
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
-EMBEDDING = "embedding.weight"  # read with and written with: four bits of it would cost the most
+# Read with and written with: four bits of it would cost the most. Six of eight are used, as an archive squeezes the rest.
+EMBEDDING, HIGHEST_6 = "embedding.weight", 31
 ROUND, ROOM = 16, 64  # pieces and what they see are padded to multiples: kernels are made anew for each new shape
 
 
@@ -211,7 +212,7 @@ class Rescorer(nn.Module):
         """Writes both files.
 
         Args:
-            is_rough: matrices of the blocks as integers of four bits, the embedding of eight (`core.rounding`); all
+            is_rough: matrices of the blocks as integers of four bits, the embedding of six (`core.rounding`); all
                 else is float16.
             rounded: integers and scales of some matrices that are there already (`core.training.compensation`).
         """
@@ -224,7 +225,7 @@ class Rescorer(nn.Module):
             if is_rough and is_rounded(name, weight):
                 weights[name], weights[name + SUFFIX] = to_int4(weight)
             elif is_rough and name == EMBEDDING:
-                weights[name], weights[name + SUFFIX] = to_int8(weight)
+                weights[name], weights[name + SUFFIX] = to_int8(weight, HIGHEST_6)
             else:
                 weights[name] = weight.half()
         save_file(weights, directory / WEIGHTS_NAME, metadata={"format": "pt"})

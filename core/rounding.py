@@ -22,10 +22,10 @@ def is_rounded(key: str, weight: Tensor) -> bool:
     return ".layers." in key and weight.dim() == 2
 
 
-def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(row, column) integers, and the (row, 1) float32 scales that make floats of them."""
+def to_int8(weight: Tensor, highest: int = HIGHEST) -> tuple[Tensor, Tensor]:
+    """(row, column) integers up to `highest`, and the (row, 1) float32 scales that make floats of them."""
     weight = weight.float()
-    scales = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / HIGHEST
+    scales = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / highest
     return (weight / scales).round().to(torch.int8), scales
 
 

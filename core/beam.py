@@ -271,6 +271,7 @@ class BeamDecoder:
             for word in text.split():
                 for i in (*spell(word, self.alphabet), self.alphabet.delimiter):
                     ids += [self.alphabet.blank, i] if ids and ids[-1] == i else [i]
+            ids = ids or [self.alphabet.blank]  # of no word
             rows = np.full((len(ids), len(self.alphabet.tokens)), NEVER, np.float32)
             rows[range(len(ids)), ids] = 0
             hotwords = list(self.hotwords)

@@ -226,8 +226,9 @@ class Engine:
         return [None if frames is None else Joined(frames, spans.get(i)) for i, frames in enumerate(stitched)]
 
     def is_greedy(self, decode: Decode) -> bool:
-        """Whether a decoder is as the engine's own greedy one, so that many streams are decoded at once."""
-        return isinstance(decode, GreedyDecoder) and decode.alphabet is self.alphabet
+        """Whether its partials are those of the engine's own decoder, so that those of many streams are made at once."""
+        partials = draft(decode)
+        return isinstance(partials, GreedyDecoder) and partials.alphabet is self.alphabet
 
     def apply_all(self, work: Sequence[tuple[Stream, Pass]], emitted: Sequence[LogProbs]) -> list[list[Event]]:
         """`apply` of many streams at once."""

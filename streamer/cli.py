@@ -59,7 +59,7 @@ def add_model_options(parser: argparse.ArgumentParser, several: bool = False, ha
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     group.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "int8"])
     group.add_argument("--threads", type=count, default=None, metavar="N", help="PyTorch threads")
-    text = "n-gram model, none, or letters: the likeliest alone; default: the model's own"
+    text = "n-gram model; none: the model's rescorer alone; letters: the likeliest; default: the model's own, both"
     group.add_argument("--lm", default="auto", metavar="PATH|none|letters", help=text)
     group.add_argument(
         "--hotwords", metavar="FILE", help="names and words to listen for, `word` or `word:weight` a line"

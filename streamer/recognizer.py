@@ -124,7 +124,8 @@ class Recognizer:
         """Loads the embedded model, a checkpoint directory, or a Wav2Vec2 CTC checkpoint of the hub by name.
 
         Args:
-            lm: an n-gram language model (ARPA or KenLM); `auto` is the checkpoint's own, `none` is the best path.
+            lm: an n-gram language model (ARPA or KenLM); `auto` is the checkpoint's own; with that, and with `none`,
+                goes the checkpoint's rescorer; `letters` is the best path.
             hotwords: words or phrases and by how much they become likelier (natural logarithm; 8 is strong).
         """
         acoustic = AcousticModel.load(model, device, dtype, threads)
@@ -150,7 +151,7 @@ class Recognizer:
         if hotwords is not None:
             if isinstance(decode, BeamDecoder):
                 decode = decode.with_hotwords(hotwords)
-            else:
+            elif hotwords:
                 decode = BeamDecoder(self.model.alphabet, None, hotwords, rescorer=getattr(decode, "rescorer", None))
         config = config or StreamConfig.preset(latency)
         return RecognizerStream(self.engine, config, sample_rate, channels, decode, partials)

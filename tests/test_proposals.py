@@ -175,6 +175,21 @@ def test_the_language_model_has_its_say(folder) -> None:  # type: ignore[no-unty
     assert BeamDecoder(ALPHABET).prior(texts) == [0.0] * len(texts)
 
 
+def test_a_letter_that_was_hardly_heard_may_be_none(folder) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    """The empty text is among the best then."""
+    probs = np.full((9, len(ALPHABET.tokens)), 1e-6, np.float32)
+    probs[:, ALPHABET.blank] = 0.98
+    probs[4, [ALPHABET.tokens.index("A"), ALPHABET.blank]] = 0.5, 0.4
+    rows = np.log(probs / probs.sum(1, keepdims=True))
+    model = LanguageModel.load(folder)
+    for hotwords in ({}, {"sea": 3.0}):
+        for own in (model, None):
+            for wish in ("A", ""):
+                decoder = BeamDecoder(ALPHABET, own, hotwords, rescorer=Wishing(wish, frames=0.01))
+                assert said(decoder, rows) in {"A", wish}
+                assert np.isfinite(decoder.prior(["", "A"])).all()
+
+
 def test_scores_add_up() -> None:
     rescorer, heard = make(replace(CONFIG, weight=0.5)), states(30)
     rows = frames("THE CAT SAT")

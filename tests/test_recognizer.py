@@ -119,6 +119,7 @@ def test_without_a_language_model_the_embedded_decoder_reads(sample: Path) -> No
     assert letters.text.split() != expected
     recognizer = Recognizer.load(device="cpu", threads=1, lm="none")
     assert recognizer.transcribe(samples, 16_000).text.split() == expected
+    assert recognizer.stream(hotwords={})._stream.decode is recognizer.engine.decode
     pytest.importorskip("ctc_beam_decoder")
     with recognizer.stream(hotwords={"letter": 2.0}) as stream:
         events = stream.push(samples) + stream.finish()

@@ -280,6 +280,7 @@ def run_joint(args: argparse.Namespace) -> int:
     augment = replace(SCENES, noise=make_augment(args.noise).noise)
     n_rows, n_samples = max(1, round(args.batch_s / args.row_s)), row_length(config, args.row_s)
     rows = Rows(load_clips(args.manifest, tokenizer.letters), tokenizer, augment, n_rows, n_samples, args.seed)
+    print(f"{len(rows.clips)} of them have a text and fit into a row, {hours(rows.clips):.2f} hours")
     rates = settings.rates(rescorer.config.n_blocks)
     train_jointly(joint, rows, replace(run_config(args), rates=rates, encoder_rate=1, average=args.average, clip=1))
     save(model, tokenizer, args.output, stored(args))
@@ -297,10 +298,15 @@ def run_mix(args: argparse.Namespace) -> int:
     for directory, found in zip(directories, shapes, strict=True):
         if found != shapes[0]:
             raise ValueError(f"Expected checkpoints of one model. Found: {first} and {directory}")
-    model = mix(models, shares)
     rescorers = [Rescorer.load(path / RESCORER) for path in directories if (path / RESCORER).is_dir()]
+    are_alike = len(rescorers) == len(models) and all(rescorer.config == rescorers[0].config for rescorer in rescorers)
+    if args.compensate and not (args.int8 and are_alike):
+        raise ValueError(
+            "Expected --int8, and rescorers of one configuration, with --compensate. Found: others, or none"
+        )
+    model = mix(models, shares)
     save(model, Wav2Vec2Tokenizer.from_pretrained(first), args.output, stored(args))
-    if len(rescorers) == len(models) and all(rescorer.config == rescorers[0].config for rescorer in rescorers):
+    if are_alike:
         rescorer = mix(rescorers, shares)
         rounded = compensated(rescorer, hear(args.output, rescorer, args.compensate)) if args.compensate else None
         rescorer.save(args.output / RESCORER, args.int8, rounded)

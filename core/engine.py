@@ -226,7 +226,7 @@ class Engine:
         return [None if frames is None else Joined(frames, spans.get(i)) for i, frames in enumerate(stitched)]
 
     def is_greedy(self, decode: Decode) -> bool:
-        """Whether its partials are those of the engine's own decoder, so that those of many streams are made at once."""
+        """Whether its partials are as those of the engine's own decoder, of many streams at once."""
         partials = draft(decode)
         return isinstance(partials, GreedyDecoder) and partials.alphabet is self.alphabet
 

@@ -34,9 +34,6 @@ from streamer.recognizer import Recognizer, read_hotwords
 from streamer.server import create_app
 
 STEP_S = 0.3  # a worker with one core takes no longer, or gets more
-# For which a thread may keep the interpreter from others: a step asks for it at each of its hundred operations, and what
-# a final pass does in Python would cost it Python's usual 5 ms each time.
-SWITCH_S = 0.0005
 
 
 class ServerError(Exception):
@@ -259,7 +256,6 @@ def run_server(args: argparse.Namespace) -> int:
         defaults = parse_start({"latency": args.latency, "refresh_ms": args.refresh_ms}, Start(model=engine.model.name))
     except ProtocolError as e:
         raise ServerError(f"--{str(e).replace('_', '-')}") from e
-    sys.setswitchinterval(SWITCH_S)
     app = create_app(engine, defaults, access, limits, others, wyoming, share_cores([engine, *others], threads))
     server = make_server(app, limits, args.tls_cert, args.tls_key)
     try:

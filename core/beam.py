@@ -195,6 +195,11 @@ class BeamDecoder:
         known = set(model.words)
         return {word: w if known.issuperset(word.split()) else w - model.unknown for word, w in weights.items()}
 
+    @property
+    def strongest(self) -> float:
+        """The one weight that the library is given."""
+        return max(self.weights.values(), default=0.0)
+
     @cached_property
     def draft(self) -> BeamDecoder:
         """For partials; see `core.decoder.draft`."""
@@ -233,7 +238,7 @@ class BeamDecoder:
         rows[:, list(self.alphabet.special)] = NEVER
         rescorer = None if states is None else self.rescorer
         power = 1.0 if self.language_model is None else self.language_model.acoustic
-        weight = max(self.weights.values(), default=0.0)
+        weight = self.strongest
         least = max(self.search.least, LEAST_HOT) if self.hotwords else self.search.least
         beams = self.engine.decode_beams(
             power * rows,
@@ -264,7 +269,7 @@ class BeamDecoder:
         """
         if self.language_model is None and not self.hotwords:
             return [0.0] * len(texts)
-        weight = max(self.weights.values(), default=0.0)
+        weight, hotwords = self.strongest, list(self.hotwords)
         added = []
         for text in texts:
             ids: list[int] = []
@@ -274,7 +279,6 @@ class BeamDecoder:
             ids = ids or [self.alphabet.blank]  # of no word
             rows = np.full((len(ids), len(self.alphabet.tokens)), NEVER, np.float32)
             rows[range(len(ids)), ids] = 0
-            hotwords = list(self.hotwords)
             beams = self.engine.decode_beams(rows, beam_width=1, hotwords=hotwords, hotword_weight=weight)
             added.append(beams[0][4] - beams[0][3] - self.excess(text, weight))
         return added

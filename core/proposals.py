@@ -202,28 +202,27 @@ class Proposals:
     def improve(self, text: str) -> str:
         """The text with the changes that make it better."""
         words = text.split()
-        found = self.changes(text)
-        changes = {" ".join(change.of(words)): change for change in found}
-        expected = {" ".join(change.of(words)): log_prob for change, log_prob in found.items()}
-        changes.pop(text, None)
-        changes.pop("", None)
-        self.judge(changes)
-        hopeful = {new: self.judged[new] + self.weight * expected[new] for new in changes if new not in self.scores}
+        found = {" ".join(change.of(words)): (change, log_prob) for change, log_prob in self.changes(text).items()}
+        found.pop(text, None)
+        found.pop("", None)
+        self.judge(found)
+        hopeful = {new: self.judged[new] + self.weight * of[1] for new, of in found.items() if new not in self.scores}
         best = sorted(hopeful, key=hopeful.__getitem__, reverse=True)[:READ]
         self.read(new for new in best if np.isfinite(hopeful[new]))
-        better = [new for new in changes if self.scores.get(new, -np.inf) > self.scores[text]]
+        better = [new for new in found if self.scores.get(new, -np.inf) > self.scores[text]]
         made: list[Change] = []
         for new in sorted(better, key=self.scores.__getitem__, reverse=True):
-            change = changes[new].trimmed(words)
+            change = found[new][0].trimmed(words)
             if all(change.is_beside(other) for other in made):
                 made.append(change)
         if len(made) > 1:
             whole = words
             for change in sorted(made, key=lambda change: change.first, reverse=True):
                 whole = change.of(whole)
-            self.judge([" ".join(whole)])
-            self.read([" ".join(whole)])
-        return max([text, *better, *([" ".join(whole)] if len(made) > 1 else [])], key=self.scores.__getitem__)
+            better.append(" ".join(whole))
+            self.judge(better[-1:])
+            self.read(better[-1:])
+        return max([text, *better], key=self.scores.__getitem__)
 
     def changes(self, text: str) -> dict[Change, float]:
         """What the decoder would rather read, and about how likely it finds the text with it."""

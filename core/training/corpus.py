@@ -89,6 +89,21 @@ def hours(clips: Sequence[Clip]) -> float:
     return sum(len(clip.samples) for clip in clips) / SAMPLE_RATE / 3600
 
 
+def usable(clips: Sequence[Clip], n_most: int) -> list[Clip]:
+    """Those with a transcript that are neither too short nor longer than `n_most` samples.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = [c for c in clips if c.transcript and MIN_SECONDS * SAMPLE_RATE <= len(c.samples) <= n_most]
+    if not found:
+        raise ValueError(
+            f"Expected an utterance with a transcript, of {MIN_SECONDS} to {n_most / SAMPLE_RATE:.1f} s. "
+            f"Found: none among {len(clips)}"
+        )
+    return found
+
+
 class Corpus:
     """Endless batches of about `batch_s` seconds, in a random order that the seed decides.
 
@@ -107,13 +122,7 @@ class Corpus:
         batch_s: float,
         seed: int,
     ) -> None:
-        limits = MIN_SECONDS * SAMPLE_RATE, MAX_SECONDS * SAMPLE_RATE
-        self.clips = [c for c in clips if c.transcript and limits[0] <= len(c.samples) <= limits[1]]
-        if not self.clips:
-            raise ValueError(
-                f"Expected an utterance with a transcript, of {MIN_SECONDS} to {MAX_SECONDS} s. "
-                f"Found: none among {len(clips)}"
-            )
+        self.clips = usable(clips, int(MAX_SECONDS * SAMPLE_RATE))
         self.tokenizer = tokenizer
         self.augment = augment
         self.batch_s = batch_s

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from core.rescorer import Rescorer
+from core.training import rescoring
 from core.training.augment import Augment
 from core.training.consistency import window_divergence
 from core.training.finetune import set_dropout
@@ -62,9 +63,7 @@ class Joint(nn.Module):
         self.model, self.rescorer, self.config = model, rescorer, config
         set_dropout(model, config.dropout)
         set_dropout(model, config.lower_dropout, rescorer.config.n_blocks)
-        for module in rescorer.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = config.rescorer_dropout
+        rescoring.set_dropout(rescorer, config.rescorer_dropout)
         self.requires_grad_(True)
         if is_log_mel(model.config):
             model.wav2vec2.feature_extractor.conv_layers[:N_LAYERS].requires_grad_(False)

@@ -155,6 +155,13 @@ def rounded(weight: Tensor) -> Tensor:
     return weight + (from_int4(*to_int4(known)) - known)
 
 
+def set_dropout(rescorer: Rescorer, p: float) -> None:
+    """Of what its blocks add, while training."""
+    for module in rescorer.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = p
+
+
 def train_rescorer(
     rescorer: Rescorer,
     files: Sequence[Path],
@@ -170,9 +177,7 @@ def train_rescorer(
     """
     run = Run(rescorer, config)
     rescorer.train()
-    for module in rescorer.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = DROPOUT
+    set_dropout(rescorer, DROPOUT)
     while not run.is_done:
         chosen = np.random.default_rng((config.seed, run.step_count)).choice(len(files), n_files)
         heard = [load(files[i]) for i in chosen]

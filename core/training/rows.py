@@ -23,7 +23,7 @@ from core.configuration import Wav2Vec2Config
 from core.features import VARIANCE_FLOOR
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.training.augment import Augment
-from core.training.corpus import BATCH, MIN_SECONDS, ORDER, Clip
+from core.training.corpus import BATCH, ORDER, Clip, usable
 from core.training.scenes import Scene
 
 SHORTEST = 5.0  # s: a row ends with the clip that passes a length drawn between this and the whole
@@ -112,13 +112,7 @@ class Rows:
         n_samples: int,
         seed: int,
     ) -> None:
-        shortest = int(MIN_SECONDS * SAMPLE_RATE)
-        self.clips = [c for c in clips if c.transcript and shortest <= len(c.samples) <= n_samples]
-        if not self.clips:
-            raise ValueError(
-                f"Expected an utterance with a transcript, of {MIN_SECONDS} to {n_samples / SAMPLE_RATE:.1f} s. "
-                f"Found: none among {len(clips)}"
-            )
+        self.clips = usable(clips, n_samples)
         self.tokenizer = tokenizer
         self.augment = augment
         self.n_rows = n_rows

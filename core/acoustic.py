@@ -61,14 +61,16 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+def choose_dtype(dtype: str, device: torch.device, is_rounded: bool = False) -> torch.dtype:
     """`auto` is bfloat16 on CUDA and on processors that multiply it, float32 elsewhere; int8 is of the CPU.
 
-    bfloat16 is nearly twice as fast. It changes the letter of two frames in a thousand, and no word error rate.
+    Weights that were rounded to eight bits lose nothing by being multiplied so: then it is int8 in place of float32,
+    where the processor has instructions for that. Either is about twice as fast as float32.
     """
     if dtype == "auto":
-        is_fit = device.type == "cuda" or device.type == "cpu" and is_fast(torch.bfloat16)
-        return torch.bfloat16 if is_fit else torch.float32
+        if device.type == "cuda" or device.type == "cpu" and is_fast(torch.bfloat16):
+            return torch.bfloat16
+        return torch.int8 if device.type == "cpu" and is_rounded and is_fast(torch.int8) else torch.float32
     if dtype not in DTYPES:
         raise ValueError(f"Expected a dtype of auto, {', '.join(DTYPES)}. Found: {dtype!r}")
     if dtype == "int8" and device.type != "cpu":
@@ -82,7 +84,7 @@ def fit(model: Wav2Vec2ForCTC, device: torch.device, dtype: str) -> Wav2Vec2ForC
     Raises:
         ValueError: impossible dtype.
     """
-    kind = choose_dtype(dtype, device)
+    kind = choose_dtype(dtype, device, model.is_rounded)
     if device.type == "cpu" and dtype != "float32" and (kind == torch.int8 or is_fast(kind)):
         return pack(model, kind)
     remove_parametrizations(model.wav2vec2.encoder.pos_conv_embed.conv, "weight")  # the norm of weights, once
@@ -155,9 +157,9 @@ class AcousticModel:
         tokenizer = Wav2Vec2Tokenizer.from_pretrained(directory)
         if tokenizer.sampling_rate != 16_000:
             raise ValueError(f"Expected a model for 16000 Hz. Found: {tokenizer.sampling_rate} Hz in {name_or_dir}")
-        model = fit(load_model(Wav2Vec2ForCTC, directory), chosen, dtype)
-        loaded = cls(model, tokenizer, str(name_or_dir), directory)
-        loaded.kind = choose_dtype(dtype, chosen)
+        model = load_model(Wav2Vec2ForCTC, directory)
+        loaded = cls(fit(model, chosen, dtype), tokenizer, str(name_or_dir), directory)
+        loaded.kind = choose_dtype(dtype, chosen, model.is_rounded)
         return loaded
 
     def rescorer(self) -> Rescorer | None:

@@ -205,7 +205,8 @@ def load_model(
     name = str(name_or_dir)
     if config is None:
         config = load_config(directory, name)
-    found = read_weights(directory, name)
+    stored = read_weights(directory, name)
+    found = from_integers(stored)
     if config.adapter_attn_dim is not None:
         found |= read_adapter(directory, name)
     with Undrawn():
@@ -226,6 +227,7 @@ def load_model(
         model = cls(config)  # draws the weights that the checkpoint does not give
     model = model.to(dtype)
     model.load_state_dict({k: w for k, w in weights.items() if k not in allowed}, strict=False)
+    model.is_rounded = len(found) < len(stored)
     return model.eval()
 
 
@@ -254,7 +256,7 @@ def load_config(directory: Path, name: str) -> Wav2Vec2Config:
 
 
 def read_weights(directory: Path, name: str) -> dict[str, Tensor]:
-    """All tensors of a checkpoint directory, on the CPU, under the keys they have on disk; rounded ones as floats.
+    """All tensors of a checkpoint directory, on the CPU, under the keys they have on disk, and as they are there.
 
     Raises:
         CheckpointError: no weights, a shard missing, or a file that is damaged or holds more than tensors.
@@ -270,7 +272,7 @@ def read_weights(directory: Path, name: str) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for part in shards(path, name) if path.suffix == ".json" else [path]:
         weights |= read_file(part, name)
-    return from_integers(weights)
+    return weights
 
 
 def shards(index: Path, name: str) -> list[Path]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from core.configuration import Wav2Vec2Config
 from core.extractor import ACTIVATION_FUNCTIONS
 
-Recall = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+Recall = Callable[[int, Tensor, Tensor], Sequence[tuple[Tensor, Tensor]]]
 
 
 class PositionalConvEmbedding(nn.Module):
@@ -52,7 +53,8 @@ class Attention(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor | None, want_weights: bool) -> tuple[Tensor, Tensor | None]:
         """`mask` is bool (batch, 1, 1, frame), True where a key may be attended to."""
-        return self.attend(*self.project(hidden), mask, want_weights)
+        mixed, weights = self.mix(*self.project(hidden), mask, want_weights)
+        return self.out_proj(mixed), weights
 
     def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (batch, head, frame, D / n_heads) of (batch, frame, D)."""
@@ -63,10 +65,10 @@ class Attention(nn.Module):
         )
         return q, k, v
 
-    def attend(
+    def mix(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, want_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """(batch, frame, D) for each query, and the weights."""
+        """(batch, frame, D) of what each query attends to, before the last product, and the weights."""
         p = self.dropout if self.training else 0.0
         weights = None
         if want_weights:
@@ -77,7 +79,15 @@ class Attention(nn.Module):
             out = F.dropout(weights, p) @ v
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
-        return self.out_proj(out.transpose(1, 2).flatten(2)), weights
+        return out.transpose(1, 2).flatten(2), weights
+
+
+def mix_parts(attention: Attention, q: Tensor, known: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """`Attention.mix` where keys and values are those of parts of the batch, one after the other."""
+    if len(known) == 1:
+        return attention.mix(q, *known[0])[0]
+    ends = np.cumsum([len(k) for k, _ in known])
+    return torch.cat([attention.mix(q[end - len(k) : end], k, v)[0] for end, (k, v) in zip(ends, known, strict=True)])
 
 
 class FeedForward(nn.Module):
@@ -239,7 +249,7 @@ class Encoder(nn.Module):
             hidden: (batch, n_lead + frame, hidden), the first `n_lead` for the positional convolution alone.
             positions: (batch, frame) in the sequence, for sinusoids.
             recall: is given the number of a block and its keys and values (batch, head, frame, hidden / head) of these
-                frames; returns those of all that they attend to, in any order.
+                frames; returns those of all that they attend to, their frames in any order, for parts of the batch.
         """
         hidden = (hidden + self.pos_conv_embed(hidden))[:, n_lead:]
         if self.add_sinusoids:
@@ -250,5 +260,5 @@ class Encoder(nn.Module):
             if self.branch is not None:
                 hidden, trunk = self.branch(i, hidden, trunk)
             q, k, v = layer.project(hidden)
-            hidden = layer.finish(hidden, layer.attention.attend(q, *recall(i, k, v))[0])
+            hidden = layer.finish(hidden, layer.attention.out_proj(mix_parts(layer.attention, q, recall(i, k, v))))
         return self.layer_norm(hidden) if self.is_stable else hidden

@@ -2,8 +2,7 @@
 
 Packed are the linear layers, the extractor's convolutions (products of frames) and the positional convolution, with
 GELU fused where it follows. Norms, residual sums, the first convolution and the softmax over the vocabulary are
-float32 always. int8 is for the linear layers of the encoder, symmetric, per output channel for weights and per window
-for activations, whose scale is found at run time (Jacob et al. 2018, section 2); the rest is bfloat16 then.
+float32 always. int8 is for the linear layers of blocks (`core.int8`); the rest is what the processor multiplies best.
 The kernels are oneDNN's, by the operators that PyTorch's own compiler calls. What is packed cannot be trained or saved.
 """
 
@@ -18,11 +17,11 @@ from torch import Tensor, nn
 from core.configuration import Wav2Vec2Config
 from core.encoder import Attention, FeedForward, PositionalConvEmbedding
 from core.extractor import ConvLayer
+from core.int8 import FEW, ROUND, Int8FeedForward, Int8Product
 from core.statistics import channel_norm
 from core.wav2vec2 import Wav2Vec2ForCTC
 
 STRETCH = 100  # frames that the extractor makes at once
-FEW, ROUND = 192, 64  # rows: longer windows are multiplied in multiples of `ROUND`
 MAX_SCORES = 1 << 24  # attention scores held at once; more go through the tiled kernel, which is slower
 NEEDED = {
     torch.float32: ("avx512_f", "avx2"),
@@ -44,7 +43,9 @@ def is_fast(dtype: torch.dtype) -> bool:
 
 def narrow(dtype: torch.dtype) -> torch.dtype:
     """The type of what has no int8 kernel."""
-    return torch.bfloat16 if dtype == torch.int8 else dtype
+    if dtype != torch.int8:
+        return dtype
+    return torch.bfloat16 if is_fast(torch.bfloat16) else torch.float32
 
 
 def rounded_up(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -65,8 +66,8 @@ class Product(nn.Module):
     """`activation(x @ weight.T + bias)` with a packed weight (n_out, n_in); the activation is GELU or none.
 
     Args:
-        dtype: float32, bfloat16 or int8, of what is multiplied.
-        out: type of the result; as multiplied, or of int8 float32, where it is None.
+        dtype: float32 or bfloat16, of what is multiplied.
+        out: type of the result; as multiplied, where it is None.
     """
 
     def __init__(
@@ -78,38 +79,24 @@ class Product(nn.Module):
         out: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.dtype, self.post = dtype, GELU if gelu else PLAIN
-        self.out = out or (torch.float32 if dtype == torch.int8 else dtype)
-        weight = weight.detach().float()
-        self.bias = None if bias is None else bias.detach().to(torch.float32 if dtype == torch.int8 else dtype)
-        if dtype == torch.int8:
-            self.scales = weight.abs().amax(1).clamp(min=1e-12) / 127
-            rounded = (weight / self.scales[:, None]).round().to(torch.int8)
-            self.packed = torch.ops.onednn.qlinear_prepack(rounded, None)
-            self.zeros = torch.zeros(len(weight), dtype=torch.int32)
-        else:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), None)
+        self.dtype, self.post, self.out = dtype, GELU if gelu else PLAIN, out or dtype
+        self.bias = None if bias is None else bias.detach().to(dtype)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype), None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, frame, n_out) of (batch, frame, n_in)."""
-        n = x.shape[1]
-        if self.dtype != torch.int8:
-            rows = rounded_up(x, self.dtype)
-            product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, *self.post)
-            return product[:, :n].to(self.out)
-        # A window at a time: the scale of one must not depend on what else is in the batch.
-        products = [self.multiply_rounded(rounded_up(window[None], torch.float32))[:, :n] for window in x]
-        return torch.cat(products) if len(x) > 1 else products[0]
+        rows = rounded_up(x, self.dtype)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, *self.post)
+        return product[:, : x.shape[1]].to(self.out)
 
-    def multiply_rounded(self, x: Tensor) -> Tensor:
-        low, high = torch.aminmax(x)
-        scale = max(-low.item(), high.item(), 1e-12) / 127
-        # The kernel is fast for unsigned numbers alone: with the highest bit turned, zero is at 128.
-        rounded = x.mul(1 / scale).round_().to(torch.int8).view(torch.uint8).bitwise_xor_(128)
-        product: Tensor = torch.ops.onednn.qlinear_pointwise(
-            rounded, scale, 128, self.packed, self.scales, self.zeros, self.bias, 1.0, 0, self.out, *self.post
-        )
-        return product
+
+def make_product(
+    weight: Tensor, bias: Tensor | None, dtype: torch.dtype, gelu: bool = False, out: torch.dtype | None = None
+) -> nn.Module:
+    """A packed linear layer; `out` as in `Product`, and float32 of int8."""
+    if dtype == torch.int8:
+        return Int8Product(weight, bias, gelu, out or torch.float32)
+    return Product(weight, bias, dtype, gelu, out)
 
 
 def overlap(x: Tensor, kernel: int, stride: int, padding: int = 0) -> Tensor:
@@ -260,24 +247,26 @@ class PackedAttention(nn.Module):
         q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
         scale = (q.out_features // self.n_heads) ** -0.5
         weight, bias = torch.cat([q.weight * scale, k.weight, v.weight]), torch.cat([q.bias * scale, k.bias, v.bias])
-        self.qkv = Product(weight, bias, dtype, out=narrow(dtype))
-        self.out_proj = Product(attention.out_proj.weight, attention.out_proj.bias, dtype)
+        self.qkv = make_product(weight, bias, dtype, out=narrow(dtype))
+        self.out_proj = make_product(attention.out_proj.weight, attention.out_proj.bias, dtype)
 
     def forward(self, hidden: Tensor, mask: Tensor | None, want_weights: bool) -> tuple[Tensor, Tensor | None]:
         """As `Attention.forward`."""
-        return self.attend(*self.project(hidden), mask, want_weights)
+        mixed, weights = self.mix(*self.project(hidden), mask, want_weights)
+        return self.out_proj(mixed), weights
 
     def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As `Attention.project`."""
         B, T, _ = hidden.shape
-        # Once laid out by heads, all three are read by the products as they are.
-        q, k, v = self.qkv(hidden).view(B, T, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4).contiguous()
+        rows = self.qkv(hidden).view(B, T, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        # Once laid out by heads, all three are read by the products of bfloat16 as they are.
+        q, k, v = rows if rows.dtype == torch.float32 else rows.contiguous()
         return q, k, v
 
-    def attend(
+    def mix(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, want_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """As `Attention.attend`."""
+        """As `Attention.mix`; queries are scaled already."""
         # In bfloat16 the tiled kernel is slower than products of whole matrices, which need room.
         if want_weights or (q.dtype == torch.bfloat16 and q.shape[:-1].numel() * k.shape[2] <= MAX_SCORES):
             scores = q @ k.transpose(2, 3)
@@ -287,15 +276,16 @@ class PackedAttention(nn.Module):
             out = weights @ v
         else:
             weights, out = None, F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
-        return self.out_proj(out.transpose(1, 2).flatten(2)), weights if want_weights else None
+        return out.transpose(1, 2).flatten(2), weights if want_weights else None
 
 
 class PackedFeedForward(nn.Module):
+    """In float32 or bfloat16, with GELU fused where that is the activation."""
+
     def __init__(self, layer: FeedForward, dtype: torch.dtype) -> None:
         super().__init__()
-        self.activation = layer.activation
+        self.activation, self.dtype = layer.activation, dtype
         self.is_fused = self.activation is F.gelu
-        self.dtype = torch.float32 if dtype == torch.int8 else dtype
         first, second = layer.intermediate_dense, layer.output_dense
         self.intermediate_dense = Product(first.weight, first.bias, dtype, self.is_fused)
         self.output_dense = Product(second.weight, second.bias, dtype)
@@ -340,6 +330,7 @@ def pack_blocks(network: nn.Module, dtype: torch.dtype) -> None:
         if isinstance(module, Attention):
             replaced[name] = PackedAttention(module, dtype)
         elif isinstance(module, FeedForward):
-            replaced[name] = PackedFeedForward(module, dtype)
+            is_int8 = dtype == torch.int8
+            replaced[name] = Int8FeedForward(module) if is_int8 else PackedFeedForward(module, dtype)
     for name, module in replaced.items():
         network.set_submodule(name, module)

@@ -26,7 +26,7 @@ from core.checkpoint import Undrawn
 from core.configuration import Wav2Vec2Config
 from core.encoder import Attention, FeedForward
 from core.pieces import BEGIN, END, N_SPECIAL, Pieces, Tree
-from core.precision import Product, is_fast, pack_blocks
+from core.precision import is_fast, make_product, narrow, pack_blocks
 from core.rounding import GROUP, SUFFIX, from_integers, to_int4, to_int8
 
 FOLDER = "rescorer"
@@ -137,7 +137,7 @@ class Rescorer(nn.Module):
         self.state_norm = nn.LayerNorm(d)
         self.layers = nn.ModuleList(DecoderLayer(config.block) for _ in range(config.num_hidden_layers))
         self.layer_norm = nn.LayerNorm(d)
-        self.head: Product | None = None  # the embedding again, packed
+        self.head: nn.Module | None = None  # the embedding again, packed
 
     def batch(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """What is read and what it should say, (text, piece) ids each; the latter −100 behind a text's end."""
@@ -192,20 +192,19 @@ class Rescorer(nn.Module):
         return [(score + self.config.weight * more, text) for (score, text), more in zip(best, read, strict=True)]
 
     def fit(self, device: torch.device, dtype: torch.dtype) -> Self:
-        """Made ready to read on that device, in place; packed on processors that multiply bfloat16."""
+        """Made ready to read on that device, in place; packed on processors that multiply that type."""
         self.eval().requires_grad_(False)
         if device.type != "cpu":
             return self.to(device, dtype)
-        if dtype == torch.float32 or not is_fast(torch.bfloat16):
+        if dtype == torch.float32 or not is_fast(dtype):
             return self
-        self.head = Product(self.embedding.weight, None, torch.bfloat16, out=torch.float32)
-        pack_blocks(self, torch.bfloat16)
-        for layer in self.layers:
-            assert isinstance(layer, DecoderLayer)
+        self.head = make_product(self.embedding.weight, None, dtype, out=torch.float32)
+        pack_blocks(self, dtype)
+        for layer in self.blocks():
             cross = layer.cross_attention
             for name in ("q_proj", "kv_proj", "out_proj"):
                 linear = getattr(cross, name)
-                setattr(cross, name, Product(linear.weight, linear.bias, torch.bfloat16))
+                setattr(cross, name, make_product(linear.weight, linear.bias, dtype, out=narrow(dtype)))
         return self
 
     def save(self, directory: Path, is_rough: bool = True, rounded: Mapping[str, Tensor] | None = None) -> None:
@@ -310,7 +309,7 @@ class Reading:
             )
             k[:, :, first:end], v[:, :, first:end] = (part[:, :, : end - first] for part in new)
             self.kept[i] = k, v
-            x = x + layer.attention.attend(q, k, v, mask)[0]
+            x = x + layer.attention.out_proj(layer.attention.mix(q, k, v, mask)[0])
             x = layer.hear(x, *self.heard[i])
         following = F.log_softmax(rescorer.following(x)[0, : end - first], -1, dtype=torch.float32)
         self.log_probs = np.concatenate([self.log_probs, following.cpu().numpy()])

@@ -293,17 +293,17 @@ class Slots:
         n_lead, turns = 0 if is_whole else self.n_lead, frames % self.window
         new = turns[:, n_lead:]
 
-        def recall(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        def recall(layer: int, k: Tensor, v: Tensor) -> list[tuple[Tensor, Tensor]]:
             if self.past is None:
                 heads, d = k.shape[1], k.shape[3]
                 self.past = k.new_zeros(self.model.config.num_hidden_layers, self.n + 1, 2, heads, self.window, d)
             rows, past = torch.stack([k, v], 1), self.past[layer]  # (batch, 2, head, frame, d)
             past[to, :, :, new] = rows.permute(0, 3, 1, 2, 4)
             if is_whole:
-                return k, v
+                return [(k, v)]
             # As they lie in the ring: the new ones are where the oldest were.
             whole = past[slot].scatter_(3, new[:, None, None, :, None].expand_as(rows), rows)
-            return whole[:, 0], whole[:, 1]
+            return [(whole[:, 0], whole[:, 1])]
 
         heard = self.rings[places[:, :1], turns]
         return self.model.model.resume(heard, n_lead, frames[:, n_lead:] - origin, recall)

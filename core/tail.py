@@ -18,6 +18,7 @@ from torch import Tensor
 from core.acoustic import AcousticModel, Features
 from core.stitcher import LogProbs
 
+ROOM = 2  # windows whose keys and values a stream has room for, so that they are seldom moved
 LONGEST = 1000  # frames that the positions of a sequence may reach; the next window is run as a whole
 
 
@@ -27,7 +28,8 @@ class Memory:
 
     first_frame: int = 0
     origin: int = 0  # the frame at position 0
-    past: Tensor | None = None  # (layer, 2, head, frame, hidden / head) keys and values, unless a slot has them
+    past: Tensor | None = None  # (layer, 2, head, room, hidden / head) keys and values, unless a slot has them
+    past_frame: int = 0  # the frame at the first place of those
     log_probs: LogProbs | None = None  # (frame, vocab)
 
     @property
@@ -41,6 +43,24 @@ class Memory:
         """
         is_near = self.first_frame <= start and end <= self.origin + LONGEST
         return max(0, min(self.end_frame, end) - refresh - start) if is_near else 0
+
+    def make_room(self, start: int, n: int, n_known: int, n_layers: int, keys: Tensor) -> int:
+        """The place in `past` of frame `start` of a window of `n` frames, which fits there from now on.
+
+        What a copy of this memory knows stays where it is: steps of either write behind that alone.
+
+        Args:
+            keys: (batch, head, frame, hidden / head) of a block.
+        """
+        if n_known and self.past is not None and start - self.past_frame + n <= self.past.shape[3]:
+            return start - self.past_frame
+        past = keys.new_empty(n_layers, 2, keys.shape[1], ROOM * n, keys.shape[3])
+        if n_known:
+            assert self.past is not None
+            first = start - self.past_frame
+            past[:, :, :, :n_known] = self.past[:, :, :, first : first + n_known]
+        self.past, self.past_frame = past, start
+        return 0
 
     def joined(self, start: int, n_known: int, new: LogProbs) -> LogProbs:
         """(frame, vocab) of the window from frame `start` on, of which `new` was computed."""
@@ -82,39 +102,30 @@ def run(steps: Sequence[Step], n_known: int, n: int, model: AcousticModel) -> li
     config, device = model.config, model.model.device
     n_lead = min(n_known, config.num_conv_pos_embeddings // 2)
     hidden = torch.from_numpy(np.stack([step.features[n_known - n_lead :] for step in steps])).to(device)
-    pasts: list[Tensor | None] = []
-    starts = []
     for step in steps:
-        memory, first = step.memory, step.start_frame - step.memory.first_frame
         if n_known == 0:
-            memory.origin = step.start_frame
-            pasts.append(None)
-        else:
-            assert memory.past is not None
-            pasts.append(memory.past[:, :, :, first : first + n_known])
-        starts.append(step.start_frame + n_known - memory.origin)
-    positions = torch.tensor(starts)[:, None] + torch.arange(n - n_known)
-    present = torch.empty(0)  # (layer, 2, batch, head, frame, hidden / head)
+            step.memory.origin = step.start_frame
+    starts = torch.tensor([step.start_frame + n_known - step.memory.origin for step in steps])
+    positions = starts[:, None] + torch.arange(n - n_known)
+    places: list[int] = []
 
-    def recall(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal present
-        if layer == 0:
-            B, heads, _, d = k.shape
-            present = k.new_empty(config.num_hidden_layers, 2, B, heads, n, d)
-            for row, past in enumerate(pasts):
-                if past is not None:
-                    present[:, :, row, :, :n_known] = past
-        keys, values = present[layer]
-        keys[:, :, n_known:], values[:, :, n_known:] = k, v
-        return keys, values
+    def recall(layer: int, k: Tensor, v: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Each stream's own, where they are kept: nothing of the past is copied."""
+        known = []
+        for row, step in enumerate(steps):
+            if layer == 0:
+                places.append(step.memory.make_room(step.start_frame, n, n_known, config.num_hidden_layers, k))
+            assert step.memory.past is not None
+            keys, values = step.memory.past[layer, :, None, :, places[row] : places[row] + n]
+            keys[:, :, n_known:], values[:, :, n_known:] = k[row], v[row]
+            known.append((keys, values))
+        return known
 
     rows = model.model.resume(hidden, n_lead, positions.to(device), recall)
     results = []
-    for i, (step, new) in enumerate(zip(steps, rows.float().cpu().numpy(), strict=True)):
+    for step, new in zip(steps, rows.float().cpu().numpy(), strict=True):
         memory = step.memory
-        new = memory.joined(step.start_frame, n_known, new)
-        # One of many is copied, or it would keep the others' alive.
-        past = present[:, :, i].clone() if len(steps) > 1 else present[:, :, i]
-        memory.first_frame, memory.past, memory.log_probs = step.start_frame, past, new
-        results.append(new)
+        log_probs = memory.joined(step.start_frame, n_known, new)
+        memory.first_frame, memory.log_probs = step.start_frame, log_probs
+        results.append(log_probs)
     return results

@@ -56,7 +56,7 @@ class RecognizerStream:
     ) -> None:
         self._engine = engine
         self._stream: Stream = engine.new_stream(config, decode)
-        self._stream.shows_all = partials
+        self._stream.shows_all = self._stream.shows_partials = partials
         self._resampler = Resampler(sample_rate, channels)
 
     @property
@@ -145,7 +145,7 @@ class Recognizer:
         Args:
             config: windows, pauses that end segments, and when words are committed; instead of `latency`.
             hotwords: of this stream, instead of the recognizer's.
-            partials: False leaves out most of them, which saves half of the time; the finals are the same.
+            partials: False asks for none, which saves more than half of the time; the finals are the same.
         """
         decode = self.engine.decode
         if hotwords is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,13 @@ import torch
 import torch.nn.functional as F
 
 from core.acoustic import AcousticModel, choose_device, choose_dtype, fit
+from core.checkpoint import load_model, save_model
 from core.configuration import Wav2Vec2Config
-from core.encoder import Attention
+from core.encoder import Attention, FeedForward
 from core.extractor import ConvLayer
+from core.int8 import FEW, HIGHEST, MIDDLE, ROUND, STRETCH, Int8FeedForward, Int8Product, rounded_each, rounded_together
 from core.layout import FirstConv, FrameConv
-from core.precision import FirstConvLayer, Product, is_fast, overlap, pack, rounded_up
+from core.precision import FirstConvLayer, is_fast, make_product, overlap, pack, rounded_up
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.wav2vec2 import Wav2Vec2ForCTC
 
@@ -66,19 +69,47 @@ def test_product(dtype: torch.dtype, gelu: bool, shape: tuple[int, int]) -> None
     weight[3] *= 100  # scales are of each channel
     expected = F.linear(x, weight, bias)
     expected = F.gelu(expected) if gelu else expected
-    found = Product(weight, bias, dtype, gelu)(x).float()
+    found = make_product(weight, bias, dtype, gelu)(x).float()
     errors = (found - expected).norm(dim=(0, 1)) / expected.norm(dim=(0, 1))
     assert float(errors.max()) < DTYPES[dtype] / 2
 
 
-def test_int8_of_a_window_does_not_depend_on_its_batch() -> None:
+def test_int8_of_a_frame_does_not_depend_on_others() -> None:
     needs(torch.int8)
     torch.manual_seed(0)
-    product = Product(torch.randn(48, 32), None, torch.int8)
-    x = torch.randn(3, 17, 32) * torch.tensor([1.0, 50.0, 0.0])[:, None, None]
-    for row in range(3):
-        assert torch.equal(product(x)[row], product(x[row : row + 1])[0])
-    assert not product(x)[2].any()
+    product = Int8Product(torch.randn(48, 32), None)
+    x = torch.randn(3, STRETCH + 17, 32) * torch.tensor([1.0, 50.0, 0.0])[:, None, None]
+    found = product(x)
+    for window in range(3):
+        for frame in (0, STRETCH, STRETCH + 16):
+            assert torch.equal(found[window, frame], product(x[window, frame : frame + 1])[0])
+    assert not found[2].any()
+
+
+def test_int8_feed_forward_of_a_window_does_not_depend_on_its_batch() -> None:
+    """Before GELU the frames of one share a scale."""
+    needs(torch.int8)
+    torch.manual_seed(0)
+    feed_forward = Int8FeedForward(FeedForward(BASE))
+    x = torch.randn(3, 17, BASE.hidden_size) * torch.tensor([1.0, 50.0, 0.0])[:, None, None]
+    for window in range(3):
+        assert torch.equal(feed_forward(x)[window], feed_forward(x[window : window + 1])[0])
+
+
+@pytest.mark.parametrize("n", [5, FEW + 1])
+@pytest.mark.parametrize("after_gelu", [False, True])
+def test_rounding_to_unsigned_integers(n: int, after_gelu: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(n, 40) * torch.logspace(-3, 3, n)[:, None]
+    x = F.gelu(x) if after_gelu else x
+    integers, scales, zero = rounded_each(x, after_gelu)
+    assert integers.dtype == torch.uint8 and len(integers) >= n and len(integers) % (ROUND if n > FEW else n) == 0
+    errors = ((integers[:n].float() - zero) * scales - x).abs()
+    assert (errors <= 0.501 * scales).all()
+    if not after_gelu:  # every row uses all of the integers
+        assert ((integers[:n].int() - zero).abs().amax(1) == HIGHEST).all()
+    together, scale = rounded_together(x)
+    assert ((together[:n].float() - MIDDLE) * scale - x).abs().max() <= 0.501 * scale
 
 
 @pytest.mark.parametrize(("shape", "n"), [((1, 192), 192), ((1, 193), 256), ((1, 256), 256), ((2, 300), 300)])
@@ -161,6 +192,7 @@ def test_choices(tiny_model_dir: Path) -> None:
     expected = AcousticModel.load(tiny_model_dir, "cpu", "float32").emit([window])[0]
     found = AcousticModel.load(tiny_model_dir, "cpu").emit([window])[0]
     is_narrow = choose_dtype("auto", torch.device("cpu")) == torch.bfloat16
+    assert choose_dtype("auto", torch.device("meta"), is_rounded=True) == torch.float32
     np.testing.assert_allclose(found, expected, atol=0.1 * float(np.abs(expected).max()) if is_narrow else 1e-3)
 
 
@@ -185,3 +217,21 @@ def test_a_processor_without_the_instructions(monkeypatch: pytest.MonkeyPatch) -
     assert not is_fast(torch.bfloat16)
     with pytest.raises(ValueError, match=r"avx512_vnni or avx_vnni for torch.int8. Found: none"):
         pack(Wav2Vec2ForCTC(BASE), torch.int8)
+
+
+def test_rounded_weights_are_multiplied_as_such(
+    monkeypatch: pytest.MonkeyPatch, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """Where the processor is good at that, and not at bfloat16: on all others nothing changes."""
+    needs(torch.int8)
+    has = torch.cpu.get_capabilities() | {"avx512_bf16": False, "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    shutil.copytree(tiny_model_dir, tmp_path / "rounded")
+    save_model(load_model(Wav2Vec2ForCTC, tiny_model_dir), tmp_path / "rounded", dtype=torch.int8)
+    models = [AcousticModel.load(of, "cpu") for of in (tiny_model_dir, tmp_path / "rounded")]
+    assert [model.kind for model in models] == [torch.float32, torch.int8]
+    assert [any(isinstance(m, Int8Product) for m in of.model.modules()) for of in models] == [False, True]
+    product = next(m for m in models[1].model.modules() if isinstance(m, Int8Product))
+    assert product.out == torch.float32  # and nothing is bfloat16 there
+    has |= {"avx512_vnni": False, "avx_vnni": False}
+    assert AcousticModel.load(tmp_path / "rounded", "cpu").kind == torch.float32

@@ -186,12 +186,13 @@ def test_padding_is_not_heard() -> None:
         torch.testing.assert_close(rescorer(padded, read, mask), rescorer(heard, read), atol=1e-4, rtol=1e-4)
 
 
-def test_packed_weights_read_nearly_the_same() -> None:
-    if not is_fast(torch.bfloat16):
-        pytest.skip("this processor does not multiply bfloat16")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_packed_weights_read_nearly_the_same(dtype: torch.dtype) -> None:
+    if not is_fast(dtype):
+        pytest.skip(f"this processor does not multiply {dtype}")
     heard = states(300)
     expected = make().score(heard, TEXTS)
-    packed = make().fit(torch.device("cpu"), torch.bfloat16)
+    packed = make().fit(torch.device("cpu"), dtype)
     assert packed.head is not None
     np.testing.assert_allclose(packed.score(heard, TEXTS), expected, rtol=0.03)
     plain = make().fit(torch.device("cpu"), torch.float32)

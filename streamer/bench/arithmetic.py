@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from core.configuration import Wav2Vec2Config
-from core.precision import Product, is_fast
+from core.precision import is_fast, make_product
 from core.wav2vec2 import Wav2Vec2ForCTC
 
 PARTS = {
@@ -101,7 +101,7 @@ def ceilings(repeat: int, device: torch.device) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16), ("int8", torch.int8)):
         if is_fast(dtype):
-            product = Product(weight, None, dtype)
+            product = make_product(weight, None, dtype)
             narrow: Tensor = x if dtype == torch.int8 else x.to(dtype)
             found[name] = 2 * SIDE**3 / best_of(repeat, lambda p=product, n=narrow: p(n))  # type: ignore[misc]
     source = torch.zeros(1 << 24)

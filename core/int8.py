@@ -1,0 +1,131 @@
+"""Products of integers of eight bits, for processors that multiply four of them in the time of one float.
+
+Weights are symmetric with a scale for each output channel, activations with one for each frame, which is found at run
+time (Jacob et al. 2018, section 2; a scale a token as in Yao et al. 2022, https://arxiv.org/abs/2206.01861): a few
+frames are a hundred times as loud as others in the blocks of speech models, and would leave those two bits. What a
+frame becomes so hangs on nothing else in its window or batch. The kernel is oneDNN's.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.encoder import FeedForward
+
+FEW, ROUND = 192, 64  # rows: more are multiplied in multiples of `ROUND`, as oneDNN writes a kernel for each number
+STRETCH = 128  # rows that are rounded at once, so that they stay in the cache meanwhile
+HIGHEST, MIDDLE = 127, 128
+SHIFT = 1.5 * 2**23  # of numbers near this the last bit of a float32 stands for one: adding it rounds
+LEAST_GELU = 0.17  # below zero GELU goes down to about so much, and no further
+GELU_ZERO = 24  # the integer that stands for zero of what GELU made
+
+
+def room_for(x: Tensor) -> Tensor:
+    """For the integers of (row, n), and of rows behind that mean nothing."""
+    n = len(x)
+    return x.new_empty((n if n <= FEW else n + -n % ROUND, x.shape[1]), dtype=torch.uint8)
+
+
+def put_rounded(x: Tensor, factor: Tensor | float, zero: int, integers: Tensor) -> None:
+    """Writes (row, n) numbers times a factor, rounded; `zero` is the integer that stands for zero."""
+    integers.copy_(x.mul(factor).add_(SHIFT + zero).view(torch.int32))  # of which the lowest byte is kept
+
+
+def rounded_together(x: Tensor) -> tuple[Tensor, float]:
+    """Integers of (row, n), 128 for zero, and their scale."""
+    low, high = torch.aminmax(x)
+    scale = max(-low.item(), high.item(), 1e-12) / HIGHEST
+    integers = room_for(x)
+    put_rounded(x, 1 / scale, MIDDLE, integers[: len(x)])
+    return integers, scale
+
+
+def rounded_each(x: Tensor, after_gelu: bool) -> tuple[Tensor, Tensor, int]:
+    """Integers of (row, n), their scales (row, 1), and the integer for zero.
+
+    Args:
+        after_gelu: no number is below `-LEAST_GELU`, so that more integers are left for those above zero.
+    """
+    integers, scales, zero = room_for(x), x.new_empty(len(x), 1), GELU_ZERO if after_gelu else MIDDLE
+    for first in range(0, len(x), STRETCH):
+        part, scale = x[first : first + STRETCH], scales[first : first + STRETCH]
+        if after_gelu:
+            torch.amax(part, -1, keepdim=True, out=scale).div_(255 - zero).clamp_(min=LEAST_GELU / zero)
+        else:
+            torch.amax(part.abs(), -1, keepdim=True, out=scale).div_(HIGHEST).clamp_(min=1e-12)
+        put_rounded(part, scale.reciprocal(), zero, integers[first : first + len(part)])
+    return integers, scales, zero
+
+
+class Int8Product(nn.Module):
+    """`activation(x @ weight.T + bias)` with a packed weight (n_out, n_in); the activation is GELU or none.
+
+    GELU is part of the kernel, which knows one scale: rows that are given together share it then.
+
+    Args:
+        out: type of the result.
+        after_gelu: as in `rounded_each`.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        gelu: bool = False,
+        out: torch.dtype = torch.float32,
+        after_gelu: bool = False,
+    ) -> None:
+        super().__init__()
+        weight = weight.detach().float()
+        self.out, self.is_gelu, self.after_gelu = out, gelu, after_gelu
+        self.bias = None if bias is None else bias.detach().float()
+        self.scales = weight.abs().amax(1).clamp(min=1e-12) / HIGHEST
+        integers = (weight / self.scales[:, None]).round().to(torch.int8)
+        self.packed = torch.ops.onednn.qlinear_prepack(integers, None)
+        self.zeros = torch.zeros(len(weight), dtype=torch.int32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, n_out) of (…, n_in)."""
+        rows = x.reshape(-1, x.shape[-1]).float()
+        y = self.multiply_together(rows) if self.is_gelu else self.multiply_each(rows)
+        return y[: len(rows)].view(*x.shape[:-1], -1).to(self.out)
+
+    def multiply_together(self, rows: Tensor) -> Tensor:
+        integers, scale = rounded_together(rows)
+        return self.multiply(integers, scale, MIDDLE, self.bias, "gelu", "none")
+
+    def multiply_each(self, rows: Tensor) -> Tensor:
+        integers, scales, zero = rounded_each(rows, self.after_gelu)
+        y = self.multiply(integers, 1.0, zero)
+        y[: len(rows)].mul_(scales)
+        return y if self.bias is None else y.add_(self.bias)
+
+    def multiply(
+        self, integers: Tensor, scale: float, zero: int, bias: Tensor | None = None, post: str = "none", how: str = ""
+    ) -> Tensor:
+        y: Tensor = torch.ops.onednn.qlinear_pointwise(
+            integers, scale, zero, self.packed, self.scales, self.zeros, bias, 1.0, 0, torch.float32, post, [], how
+        )
+        return y
+
+
+class Int8FeedForward(nn.Module):
+    def __init__(self, layer: FeedForward) -> None:
+        super().__init__()
+        first, second, self.activation = layer.intermediate_dense, layer.output_dense, layer.activation
+        self.is_fused = self.activation is F.gelu
+        self.intermediate_dense = Int8Product(first.weight, first.bias, self.is_fused)
+        self.output_dense = Int8Product(second.weight, second.bias, after_gelu=self.is_fused)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, frame, hidden) to the same, each window by itself."""
+        if not self.is_fused:
+            x = self.activation(self.intermediate_dense(x))
+        elif len(x) == 1:
+            x = self.intermediate_dense(x)
+        else:
+            x = torch.stack([self.intermediate_dense(window) for window in x])
+        y: Tensor = self.output_dense(x)
+        return y

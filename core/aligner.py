@@ -63,16 +63,20 @@ def _best_path(emitted: NDArray[np.float64], may_skip: NDArray[np.bool_]) -> NDA
         may_skip: (n_states,) whether the silence before a state may be left out.
     """
     n, n_states = emitted.shape
-    moves = np.zeros((n, n_states), np.int8)  # by how many states the best way came forward
-    ways = np.full((3, n_states), -np.inf)
-    scores = np.full(n_states, -np.inf)
+    is_one, is_two = np.zeros((2, n, n_states), bool)  # whether the best way came forward by one state, by two
+    padded = np.full(n_states + 2, -np.inf)  # two more in front, which are never reached
+    scores, one, two = padded[2:], padded[1:-1], padded[:-2]
     scores[:2] = emitted[0, :2]
+    barred = np.where(may_skip, 0.0, -np.inf)
+    best, skipped = np.empty((2, n_states))
     for frame in range(1, n):
-        ways[0] = scores
-        ways[1, 1:] = scores[:-1]
-        ways[2, 2:] = np.where(may_skip[2:], scores[:-2], -np.inf)
-        moves[frame] = ways.argmax(0)
-        scores = ways.max(0) + emitted[frame]
+        np.greater(one, scores, out=is_one[frame])
+        np.maximum(scores, one, out=best)
+        np.add(two, barred, out=skipped)
+        np.greater(skipped, best, out=is_two[frame])
+        np.maximum(best, skipped, out=best)
+        np.add(best, emitted[frame], out=scores)
+    moves = np.where(is_two, 2, is_one)  # by how many states the best way came forward
     path = np.empty(n, np.int64)
     path[-1] = n_states - 2 + int(np.argmax(scores[-2:])) if n_states > 1 else 0
     for frame in range(n - 1, 0, -1):

@@ -39,7 +39,7 @@ from core.transcript import Event, Transcript, Word, make_transcript
 
 LEAD, TRAIL = 1, 2  # frames by which a word is wider than its spikes; against an independent aligner
 STEADY_AGE = 18  # stable frames after a word, for it to be shown where partials are steady
-SETTLE = 250  # stable frames that are decoded again at each step, where what follows may change the words before
+SETTLE = 120  # stable frames that are decoded again at each step, where what follows may change the words before
 MOST_SHAPES = 4  # of windows that slots are made for; streams with others have none
 MOST_CONFIDENCES = 10_001  # numbers of four decimals in [0, 1]
 MOST_STILL = 64  # windows without any change whose log-probabilities are kept

@@ -203,7 +203,8 @@ def run(args: argparse.Namespace) -> int:
     names = dict.fromkeys(of_device if is_batched else (name for name in PRECISIONS if has(name)))
     models = {name: load_precision(name, args.config, directory, device) for name in names}
     config, peers = models["float32"].config, {}
-    if find_spec("transformers") is not None:  # without the sinusoids that it does not know, which are one sum
+    is_known = config.feat_extract_norm in ("group", "layer")  # transformers knows no extractors without norms
+    if is_known and find_spec("transformers") is not None:  # and no sinusoids, which are one sum
         kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
         peers = {f"transformers {name}": load_transformers(config, dtype, device) for name, dtype in kinds.items()}
     if is_batched:

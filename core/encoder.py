@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -86,7 +86,7 @@ def mix_parts(attention: Attention, q: Tensor, known: Sequence[tuple[Tensor, Ten
     """`Attention.mix` where keys and values are those of parts of the batch, one after the other."""
     if len(known) == 1:
         return attention.mix(q, *known[0])[0]
-    ends = np.cumsum([len(k) for k, _ in known])
+    ends = accumulate(len(k) for k, _ in known)
     return torch.cat([attention.mix(q[end - len(k) : end], k, v)[0] for end, (k, v) in zip(ends, known, strict=True)])
 
 

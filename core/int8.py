@@ -112,6 +112,8 @@ class Int8Product(nn.Module):
 
 
 class Int8FeedForward(nn.Module):
+    """Both products, the first with GELU where that is the activation."""
+
     def __init__(self, layer: FeedForward) -> None:
         super().__init__()
         first, second, self.activation = layer.intermediate_dense, layer.output_dense, layer.activation

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from core.acoustic import AcousticModel
 from core.configuration import Wav2Vec2Config
 from core.engine import Engine
 from core.stream import StreamConfig
-from core.tail import LONGEST, Memory, Step, emit_steps
+from core.tail import LONGEST, ROOM, Memory, Step, emit_steps
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.wav2vec2 import Wav2Vec2ForCTC
 
@@ -154,3 +156,26 @@ def test_steps_that_only_show_partials_leave_no_trace(tokenizer: Wav2Vec2Tokeniz
     for chance in (0, 0.5):
         for end, rows in frames(chance).items():
             np.testing.assert_allclose(rows, every[end], atol=1e-5)
+
+
+def test_what_is_known_stays_where_it_is(tokenizer: Wav2Vec2Tokenizer) -> None:
+    """Until there is no room left; what goes on from a copy of a memory does not disturb it."""
+    model = make_model(tokenizer, 2, True, True)
+    heard, n, refresh = features(400), 60, 10
+
+    def run(with_copies: bool) -> tuple[list[np.ndarray], list[Tensor]]:
+        memory, rows, pasts = Memory(), list[np.ndarray](), list[Tensor]()
+        for start in range(0, 300, 20):
+            rows += emit_steps(model, [Step(heard[start : start + n], start, memory, refresh)])
+            assert memory.past is not None
+            pasts.append(memory.past)
+            if with_copies:
+                other, first = replace(memory), start + 10
+                emit_steps(model, [Step(heard[first : first + n], first, other, refresh)])
+        return rows, pasts
+
+    rows, pasts = run(False)
+    moved = [older is not newer for older, newer in pairwise(pasts)]
+    assert moved[:5] == [False, False, False, True, False] and sum(moved) == (300 - 20) // (ROOM * n - n + 20)
+    for found, expected in zip(run(True)[0], rows, strict=True):
+        np.testing.assert_array_equal(found, expected)

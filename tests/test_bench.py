@@ -6,12 +6,14 @@ import json
 import re
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jiwer
 import numpy as np
 import pytest
 import soundfile
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +25,7 @@ from core.training.manifest import read_manifest, read_set
 from streamer.bench.agreement import table as precision_table
 from streamer.bench.arithmetic import flops
 from streamer.bench.conditions import CONDITIONS, apply_condition, empty_audio
+from streamer.bench.speed import load_peers
 from streamer.bench.speed import table as speed_table
 from streamer.bench.systems import ModelChoice, assemble_base, load_system
 from streamer.bench.task import Task
@@ -293,6 +296,14 @@ def test_speed(speech_set: Path, tiny_model_dir: Path, tmp_path: Path, capsys: p
     assert plot.read_text().startswith("<?xml")
     shown = speed_table(result)
     assert all(word in shown for word in ("float32", "streams a core, low", "feature_extractor", "stitch"))
+
+
+def test_speed_is_compared_where_transformers_knows_the_model() -> None:
+    small = Wav2Vec2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    peers = load_peers(small, torch.device("cpu"))
+    assert peers.keys() == {"transformers float32", "transformers bfloat16"}
+    assert np.asarray(peers["transformers float32"]([np.zeros(16_000, np.float32)])).shape == (1, 49, 32)
+    assert load_peers(replace(small, feat_extract_norm="none"), torch.device("cpu")) == {}
 
 
 def test_operations_of_the_published_sizes() -> None:

@@ -52,7 +52,10 @@ def load_precision(name: str, config: str | None, directory: Path, device: torch
 
 
 def load_transformers(config: Wav2Vec2Config, dtype: torch.dtype, device: torch.device) -> Emit:
-    """transformers' model of the same size with random weights, as a function of windows of one length."""
+    """transformers' model of the same size with random weights, as a function of windows of one length.
+
+    Without the sinusoids that it does not know, which are one sum.
+    """
     import transformers
 
     settings = {key: value for key, value in config.to_dict().items() if key not in ("dtype", "torch_dtype")}
@@ -65,6 +68,14 @@ def load_transformers(config: Wav2Vec2Config, dtype: torch.dtype, device: torch.
             return logits.log_softmax(-1, dtype=torch.float32).cpu().numpy()
 
     return emit
+
+
+def load_peers(config: Wav2Vec2Config, device: torch.device) -> dict[str, Emit]:
+    """transformers in both precisions, where it is installed and knows the model; its extractors all have norms."""
+    if find_spec("transformers") is None or config.feat_extract_norm not in ("group", "layer"):
+        return {}
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    return {f"transformers {name}": load_transformers(config, dtype, device) for name, dtype in kinds.items()}
 
 
 def fastest(systems: dict[str, Emit], window: Samples, repeat: int) -> dict[str, float]:
@@ -202,11 +213,7 @@ def run(args: argparse.Namespace) -> int:
     of_device = ("float32", fast if args.dtype == "auto" else args.dtype)
     names = dict.fromkeys(of_device if is_batched else (name for name in PRECISIONS if has(name)))
     models = {name: load_precision(name, args.config, directory, device) for name in names}
-    config, peers = models["float32"].config, {}
-    is_known = config.feat_extract_norm in ("group", "layer")  # transformers knows no extractors without norms
-    if is_known and find_spec("transformers") is not None:  # and no sinusoids, which are one sum
-        kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-        peers = {f"transformers {name}": load_transformers(config, dtype, device) for name, dtype in kinds.items()}
+    peers = load_peers(models["float32"].config, device)
     if is_batched:
         result = measure_device(models, peers, samples, args.slots or GPU_SLOTS, args.repeat)
     else:

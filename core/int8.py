@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from core.encoder import FeedForward
 
-FEW, ROUND = 192, 64  # rows: more are multiplied in multiples of `ROUND`, as oneDNN writes a kernel for each number
+FEW, ROUND = 192, 64  # rows: more are multiplied in multiples of `ROUND`
 STRETCH = 128  # rows that are rounded at once, so that they stay in the cache meanwhile
 HIGHEST, MIDDLE = 127, 128
 SHIFT = 1.5 * 2**23  # of numbers near this the last bit of a float32 stands for one: adding it rounds
@@ -22,10 +22,18 @@ LEAST_GELU = 0.17  # below zero GELU goes down to about so much, and no further
 GELU_ZERO = 24  # the integer that stands for zero of what GELU made
 
 
+def multiplied(n: int) -> int:
+    """Rows that are multiplied where there are `n`.
+
+    oneDNN writes a kernel for each new number of rows, which takes several times as long as a product by it, and keeps
+    some hundred. A segment's final pass may have any.
+    """
+    return n if n <= FEW else n + -n % ROUND
+
+
 def room_for(x: Tensor) -> Tensor:
     """For the integers of (row, n), and of rows behind that mean nothing."""
-    n = len(x)
-    return x.new_empty((n if n <= FEW else n + -n % ROUND, x.shape[1]), dtype=torch.uint8)
+    return x.new_empty((multiplied(len(x)), x.shape[1]), dtype=torch.uint8)
 
 
 def put_rounded(x: Tensor, factor: Tensor | float, zero: int, integers: Tensor) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from core.configuration import Wav2Vec2Config
 from core.encoder import Attention, FeedForward, PositionalConvEmbedding
 from core.extractor import ConvLayer
-from core.int8 import FEW, ROUND, Int8FeedForward, Int8Product
+from core.int8 import Int8FeedForward, Int8Product, multiplied
 from core.statistics import channel_norm
 from core.wav2vec2 import Wav2Vec2ForCTC
 
@@ -49,15 +49,11 @@ def narrow(dtype: torch.dtype) -> torch.dtype:
 
 
 def rounded_up(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(1, row, n) of one long window's (1, frame, n), with zeros up to a multiple of `ROUND`; others as they are.
-
-    oneDNN writes a kernel for each new number of rows, which takes several times as long as a product by it, and keeps
-    some hundred. A segment's final pass may have any.
-    """
+    """(1, row, n) of one long window's (1, frame, n), zeros behind as `core.int8.multiplied` says; others as they are."""
     B, T, n = x.shape
-    if B > 1 or T <= FEW or T % ROUND == 0:
+    if B > 1 or multiplied(T) == T:
         return x.to(dtype)
-    rows = x.new_empty((1, T + -T % ROUND, n), dtype=dtype)
+    rows = x.new_empty((1, multiplied(T), n), dtype=dtype)
     rows[:, :T], rows[:, T:] = x, 0
     return rows
 

@@ -49,7 +49,7 @@ def narrow(dtype: torch.dtype) -> torch.dtype:
 
 
 def rounded_up(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(1, row, n) of one long window's (1, frame, n), zeros behind as `core.int8.multiplied` says; others as they are."""
+    """(1, row, n) of one long window's (1, frame, n), with zeros behind (`multiplied`); others as they are."""
     B, T, n = x.shape
     if B > 1 or multiplied(T) == T:
         return x.to(dtype)

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -39,6 +42,13 @@ from streamer.bench.wer import peak_memory_mb
 
 SAMPLE = Path(__file__).parents[2] / "core" / "assets" / "sample.wav"
 GPU_SLOTS = 128
+START = """
+import sys, time
+from streamer.recognizer import Recognizer
+imported = time.process_time()
+Recognizer.load(sys.argv[1])
+print(imported, time.process_time() - imported)
+"""
 # What is changed of the presets: nothing, and that steps compute whole windows.
 VARIANTS: dict[str, dict[str, Any]] = {"sessions_per_core": {}, "whole_sessions_per_core": {"refresh": 1000}}
 
@@ -76,6 +86,14 @@ def load_peers(config: Wav2Vec2Config, device: torch.device) -> dict[str, Emit]:
         return {}
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     return {f"transformers {name}": load_transformers(config, dtype, device) for name, dtype in kinds.items()}
+
+
+def start_s(model: str) -> dict[str, float]:
+    """Processor seconds of a first start, in a process with one thread: what is imported, and what is loaded."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", START, model], env=environment, stdout=subprocess.PIPE, check=True)
+    imports, loading = map(float, done.stdout.split()[-2:])
+    return {"imports": round(imports, 2), "loading": round(loading, 2)}
 
 
 def fastest(systems: dict[str, Emit], window: Samples, repeat: int) -> dict[str, float]:
@@ -144,6 +162,7 @@ def measure_speed(
     engine = Engine(model)
     result["step_us"] = {"greedy": measure_steps(engine, samples, StreamConfig.preset("balanced"))}
     if model.directory is not None:
+        result["start_s"] = start_s(str(model.directory))
         engine = Engine(model, make_decoder(model, "auto", {}))
         result["step_us"]["model's own"] = measure_steps(engine, samples, StreamConfig.preset("balanced"))
     result["peak_memory_mb"] = round(peak_memory_mb(), 1)
@@ -182,6 +201,8 @@ def table(result: dict[str, Any]) -> str:
         lines += ["", f"{'µs a step, ' + decoder:24} {'mean':>8} {'p50':>8} {'p99':>8}"]
         for part, of in parts.items():
             lines.append(f"{part.replace('_', ' '):24} {of['mean']:8.0f} {of['p50']:8.0f} {of['p99']:8.0f}")
+    if "start_s" in result:
+        lines += ["", "CPU s of a first start: " + ", ".join(f"{part} {s:.1f}" for part, s in result["start_s"].items())]
     return "\n".join(lines)
 
 

@@ -295,7 +295,8 @@ def test_speed(speech_set: Path, tiny_model_dir: Path, tmp_path: Path, capsys: p
     assert result["step_us"]["greedy"]["whole"]["n"] > 0 and result["step_us"]["greedy"]["of_1000"]["mean"] > 0
     assert plot.read_text().startswith("<?xml")
     shown = speed_table(result)
-    assert all(word in shown for word in ("float32", "streams a core, low", "feature_extractor", "stitch", "first start: imports"))
+    words = "float32", "streams a core, low", "feature_extractor", "stitch", "first start: imports"
+    assert all(word in shown for word in words)
 
 
 def test_speed_is_compared_where_transformers_knows_the_model() -> None:

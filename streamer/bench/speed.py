@@ -202,7 +202,8 @@ def table(result: dict[str, Any]) -> str:
         for part, of in parts.items():
             lines.append(f"{part.replace('_', ' '):24} {of['mean']:8.0f} {of['p50']:8.0f} {of['p99']:8.0f}")
     if "start_s" in result:
-        lines += ["", "CPU s of a first start: " + ", ".join(f"{part} {s:.1f}" for part, s in result["start_s"].items())]
+        parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in result["start_s"].items())
+        lines += ["", f"CPU s of a first start: {parts}"]
     return "\n".join(lines)
 
 

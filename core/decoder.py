@@ -16,9 +16,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from core.seam import FEW, Ints, Marks
 from core.stitcher import Ids, LogProbs, Scores
 
-FEW = 4  # paths that are decoded sooner one by one
 MAX_LETTER_GAP = 50  # frames; letters further apart than a second are not of one word
 
 
@@ -182,31 +182,52 @@ def decode_path(path: Path, alphabet: Alphabet) -> list[WordSpan]:
     return words
 
 
-def decode_paths(paths: Sequence[Path], alphabet: Alphabet) -> list[list[WordSpan]]:
-    """`decode_path` of many: the same to the bit, with most of the work done at once."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Spelled:
+    """The words of many paths, one behind the other: as those of `WordSpan`, a column each."""
+
+    texts: list[str]
+    starts: Ints
+    ends: Ints
+    confidences: list[float]
+    bounds: Ints  # (n_paths + 1,) the words [bounds[i], bounds[i + 1]) are those of path i
+
+
+def spell_paths(paths: Sequence[tuple[Marks, int]], alphabet: Alphabet) -> Spelled:
+    """What `decode_path` finds in each of many paths, to the bit, with most of the work done at once.
+
+    Args:
+        paths: marks and the stream's frame of the first.
+    """
     if len(paths) < FEW:
-        return [decode_path(path, alphabet) for path in paths]
-    lengths = [len(path.ids) for path in paths]
-    ids, scores = np.concatenate([path.ids for path in paths]), np.concatenate([path.scores for path in paths])
-    rows = np.flatnonzero(ids != alphabet.blank)  # of all paths, one behind the other
-    tokens, ends = ids[rows], np.cumsum(lengths)
+        found = [decode_path(Path(of[:, 0].astype(np.int64), of[:, 1], first), alphabet) for of, first in paths]
+        spans = [span for part in found for span in part]
+        places = np.array([(span.start_frame, span.end_frame) for span in spans], np.int64).reshape(-1, 2)
+        counts, sure = np.cumsum([0, *map(len, found)]), [span.confidence for span in spans]
+        return Spelled([span.text for span in spans], places[:, 0], places[:, 1], sure, counts)
+    lengths, first_frames = np.array([(len(of), first) for of, first in paths]).T
+    together = np.concatenate([of for of, _ in paths])
+    ends = np.cumsum(lengths)
+    rows = np.flatnonzero(together[:, 0] != alphabet.blank)  # of all paths, one behind the other
+    tokens, scores = together[rows, 0].astype(np.int64), together[rows, 1]
     owners = np.searchsorted(ends, rows, "right")  # which path a row is of
-    is_letter = alphabet.is_letter()[tokens]
+    is_near = (np.diff(rows) == 1) & (owners[1:] == owners[:-1])
     is_repeat = np.zeros(len(rows), np.bool_)
-    is_repeat[1:] = (tokens[1:] == tokens[:-1]) & (np.diff(rows) == 1) & (owners[1:] == owners[:-1])
+    is_repeat[1:] = (tokens[1:] == tokens[:-1]) & is_near
     n_delimiters = np.cumsum(tokens == alphabet.delimiter)
 
     # From here on rows with letters alone.
-    spoken = np.flatnonzero(is_letter)
+    spoken = np.flatnonzero(alphabet.is_letter()[tokens])
     if not len(spoken):
-        return [[] for _ in paths]
+        none = np.zeros(0, np.int64)
+        return Spelled([], none, none, [], np.zeros(len(paths) + 1, np.int64))
     rows, owners, n_delimiters = rows[spoken], owners[spoken], n_delimiters[spoken]
     is_first = np.ones(len(spoken), np.bool_)  # of its word
     is_first[1:] = (
         (n_delimiters[1:] != n_delimiters[:-1]) | (np.diff(rows) > MAX_LETTER_GAP) | (owners[1:] != owners[:-1])
     )
     begins = np.flatnonzero(~is_repeat[spoken])  # of letters
-    best = np.maximum.reduceat(scores[rows], begins)  # each letter's likeliest row
+    best = np.maximum.reduceat(scores[spoken], begins)  # each letter's likeliest row
     words = np.flatnonzero(is_first[begins])  # the first letter of each
     bounds = [*words.tolist(), len(begins)]
     numbers = np.cumsum(is_first[begins]) - 1  # the word of each letter
@@ -214,13 +235,9 @@ def decode_paths(paths: Sequence[Path], alphabet: Alphabet) -> list[list[WordSpa
     firsts = np.flatnonzero(is_first)
     lasts = np.append(firsts[1:], len(spoken)) - 1
     of_word = owners[firsts]
-    offsets = np.array([path.start_frame for path in paths]) - ends + lengths
-    starts, stops = rows[firsts] + offsets[of_word], rows[lasts] + offsets[of_word] + 1
+    offsets = (first_frames - ends + lengths)[of_word]
     names = alphabet.letters()
     letters = [names[token] or "" for token in tokens[spoken[begins]].tolist()]
-    spans = [
-        WordSpan("".join(letters[a:b]), start, end, confidence)
-        for a, b, start, end, confidence in zip(bounds, bounds[1:], starts.tolist(), stops.tolist(), sure, strict=False)
-    ]
-    cuts = np.searchsorted(of_word, np.arange(len(paths) + 1)).tolist()
-    return [spans[a:b] for a, b in pairwise(cuts)]
+    texts = ["".join(letters[a:b]) for a, b in pairwise(bounds)]
+    cuts = np.searchsorted(of_word, np.arange(len(paths) + 1))
+    return Spelled(texts, rows[firsts] + offsets, rows[lasts] + offsets + 1, sure, cuts)

@@ -7,12 +7,15 @@ it was found out, so that streams of other hops end it at the same row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from core.seam import Marks
+
+NEVER = 1 << 60  # row of a letter that is not there
 Measure = Callable[[], NDArray[np.float32]]  # (n_frames,) mean square of each frame's samples
 
 
@@ -42,6 +45,11 @@ class EndpointConfig:
         """Frames by which a letter may lie elsewhere in a window than in the whole segment."""
         return min(5, self.after_speech // 10)
 
+    @property
+    def least_run(self) -> int:
+        """Rows without letters behind one, in a window: with fewer the segment does not end by a pause."""
+        return self.after_speech - 2 * self.slack
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -55,6 +63,52 @@ class Endpoint:
     end: int
     has_speech: bool = True
     is_pause: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lull:
+    """Of a segment's rows so far: what tells of most of them that it does not end yet."""
+
+    first: int  # row of the first letter; `NEVER` without any
+    run: int  # rows behind the last letter; all without any
+    has_pause: bool  # whether a run behind the first letter is as long as one that may end the segment
+
+    def may_end(self, n_stable: int, config: EndpointConfig) -> bool:
+        """False where `find_endpoint` finds nothing."""
+        if self.first >= config.before_speech:
+            return n_stable >= config.before_speech
+        return self.has_pause or n_stable >= config.max_length
+
+
+def find_lull(has_letter: NDArray[np.bool_], config: EndpointConfig) -> Lull:
+    """Of (n_frames,) rows, True where the best path has a letter."""
+    rows = has_letter.tobytes()
+    first = rows.find(1)
+    if first < 0:
+        return Lull(NEVER, len(rows), False)
+    return Lull(first, len(rows) - 1 - rows.rfind(1), bytes(config.least_run) in rows[first + 1 :])
+
+
+def find_lulls(
+    marks: Sequence[Marks], least_runs: Sequence[int], is_letter: NDArray[np.bool_], blank: int
+) -> list[Lull]:
+    """`find_lull` of many segments; `is_letter` is of each id."""
+    ids = np.concatenate([part[:, 0] for part in marks])
+    heard = np.flatnonzero(ids != blank)
+    letters = heard[is_letter[ids[heard].astype(np.int64)]]  # rows, of one segment behind the other
+    ends = np.cumsum([len(part) for part in marks])
+    begins = np.concatenate([[0], ends[:-1]])
+    lows, highs = np.searchsorted(letters, begins), np.searchsorted(letters, ends)
+    some = np.flatnonzero(lows < highs)
+    firsts, runs = np.full(len(marks), NEVER), ends - begins
+    longest = np.zeros(len(marks), np.int64)
+    if len(some):
+        firsts[some] = letters[lows[some]] - begins[some]
+        runs[some] = ends[some] - 1 - letters[highs[some] - 1]
+        behind = np.diff(letters, append=0) - 1  # rows without any behind each letter
+        behind[highs[some] - 1] = runs[some]
+        longest[some] = np.maximum.reduceat(behind, lows[some])
+    return [Lull(*of) for of in zip(firsts.tolist(), runs.tolist(), (longest >= least_runs).tolist(), strict=True)]
 
 
 def find_endpoint(
@@ -71,10 +125,10 @@ def find_endpoint(
         has_letter: (n_frames,) True where the best path has a letter.
         measure: asked where it matters.
         n_stable: a rule that is about a length is asked once so many rows are stable.
-        committed: no cut lies before this row.
+        committed: no cut lies before this row; words that are committed are not let go of, whatever steps hear of them.
         first: no pause has lasted long enough before this row.
     """
-    if 1 not in has_letter[: config.before_speech].tobytes():
+    if not committed and 1 not in has_letter[: config.before_speech].tobytes():
         # Keep the last half second: the first letter may come late.
         keep, n = min(25, config.before_speech // 2), config.before_speech
         return Endpoint(n - keep, n, has_speech=False) if n_stable >= n else None
@@ -109,7 +163,7 @@ def find_pause(
     half = least // 2
     rows = has_letter.tobytes()
     if bytes(least - 2 * slack) not in rows[rows.find(1) + 1 :]:
-        return None  # no run is long enough, which is quickly told of the most
+        return None  # no run is long enough
     first = max(first, committed + half)
     letters = np.flatnonzero(has_letter)
     lasts = np.minimum(np.append(letters[1:] + 2 * slack, n), n - slack)  # the last row each run may be told by

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import repeat
 
 import numpy as np
 
@@ -25,19 +26,32 @@ from core.audio import (
     to_seconds,
 )
 from core.commitment import UNSURE_AFTER, after, keep_committed, n_agreed
-from core.decoder import Decode, DecodeStates, GreedyDecoder, Path, WordSpan, decode_paths, draft, reads_after
+from core.decoder import (
+    Alphabet,
+    Decode,
+    DecodeStates,
+    GreedyDecoder,
+    Path,
+    Spelled,
+    WordSpan,
+    decode_path,
+    draft,
+    reads_after,
+    spell_paths,
+)
+from core.endpoint import NEVER, Lull, find_lull, find_lulls
 from core.feature_cache import Window, read_features
 from core.features import normalize
 from core.ring_buffer import RingBuffer
+from core.seam import FEW, Ints, Marks
 from core.silence import still_value
 from core.slots import Resident, Slot, Slots
 from core.statistics import Statistics
 from core.stitcher import Emission, Joint, LogProbs, StitchedFrames, stitch_all
 from core.stream import Pass, Stream, StreamConfig, hops_to_endpoint
 from core.tail import Memory, Step, emit_steps
-from core.transcript import Event, Transcript, Word, make_transcript
+from core.transcript import LEAD, TRAIL, Event, Transcript, Word, make_transcript, widen
 
-LEAD, TRAIL = 1, 2  # frames by which a word is wider than its spikes; against an independent aligner
 STEADY_AGE = 18  # stable frames after a word, for it to be shown where partials are steady
 SETTLE = 120  # stable frames that are decoded again at each step, where what follows may change the words before
 MOST_SHAPES = 4  # of windows that slots are made for; streams with others have none
@@ -46,11 +60,23 @@ MOST_STILL = 64  # windows without any change whose log-probabilities are kept
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Draft:
+    """The words of a partial after those that are settled, in a stream that decodes greedily."""
+
+    text: str
+    words: list[Word]
+    n_settled: int  # of those: a letter of a stable frame follows them, and nothing changes them any more
+    settled_frame: int  # where the next of them starts
+    settled_end: int  # where the last of them ends
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Joined:
-    """A step's frames, and the words after the settled ones, where the stream decodes greedily and shows partials."""
+    """What a step makes of its stream."""
 
     frames: StitchedFrames
-    spans: list[WordSpan] | None
+    lull: Lull
+    draft: Draft | None  # where the stream shows partials, and decodes them greedily
 
 
 class Engine:
@@ -73,11 +99,15 @@ class Engine:
 
     def new_stream(self, config: StreamConfig | None = None, decode: Decode | None = None) -> Stream:
         """A stream; `decode` instead of the engine's way from frames to words, for its own hot words say."""
-        n_vocab = len(self.alphabet.tokens)
         config = config or StreamConfig.preset("balanced")
         n_features = 0 if self.model.n_slots else self.model.n_features
         statistics = self.model.statistics(self.is_running(config))
-        return Stream(config, n_vocab, statistics, decode or self.decode, n_features, self.model.halo)
+        decode = decode or self.decode
+        is_greedy = isinstance(draft(decode), GreedyDecoder)
+        n_vocab = 0 if is_greedy else len(self.alphabet.tokens)  # rows are kept where partials are decoded of them
+        stream = Stream(config, n_vocab, statistics, decode, n_features, self.model.halo)
+        stream.is_plain = is_greedy and not config.steady and config.commit_after >= config.endpoint.max_length
+        return stream
 
     @property
     def is_whole(self) -> bool:
@@ -200,7 +230,7 @@ class Engine:
 
     def join(self, work: Sequence[tuple[Stream, Pass]], emitted: Sequence[LogProbs]) -> list[Joined | None]:
         """What the window of each step makes of its stream; None of final passes. Changes no stream."""
-        return self.spell(work, self.stitch(work, emitted))
+        return self.look(work, self.stitch(work, emitted))
 
     def stitch(self, work: Sequence[tuple[Stream, Pass]], emitted: Sequence[LogProbs]) -> list[StitchedFrames | None]:
         """The frames of each stream, continued by the window of its step; None of final passes."""
@@ -212,23 +242,58 @@ class Engine:
         joined = dict(zip(joints, stitch_all(list(joints.values()), self.alphabet.silent), strict=True))
         return [joined.get(i) for i in range(len(work))]
 
-    def spell(
+    def look(
         self, work: Sequence[tuple[Stream, Pass]], stitched: Sequence[StitchedFrames | None]
     ) -> list[Joined | None]:
-        """The same, with the words that the greedy decoder finds in them for partials."""
-        paths: dict[int, Path] = {}
-        for i, ((stream, _), frames) in enumerate(zip(work, stitched, strict=True)):
-            if frames is not None and stream.shows_partials and self.is_greedy(stream.decode):
-                shown = frames if frames.stable_frame >= stream.shown.stable_frame else stream.shown
-                first = stream.settled_frame - shown.start_frame
-                paths[i] = Path(shown.ids[first:], shown.scores[first:], stream.settled_frame)
-        spans = dict(zip(paths, decode_paths(list(paths.values()), self.alphabet), strict=True))
-        return [None if frames is None else Joined(frames, spans.get(i)) for i, frames in enumerate(stitched)]
+        """The same, with what there is to say of them."""
+        steps = [
+            (stream, task, frames) for (stream, task), frames in zip(work, stitched, strict=True) if frames is not None
+        ]
+        found = zip(self.lulls(steps), self.drafts(steps), strict=True)
+        return [None if frames is None else Joined(frames, *next(found)) for frames in stitched]
 
-    def is_greedy(self, decode: Decode) -> bool:
-        """Whether its partials are as those of the engine's own decoder, of many streams at once."""
-        partials = draft(decode)
-        return isinstance(partials, GreedyDecoder) and partials.alphabet is self.alphabet
+    def lulls(self, steps: Sequence[tuple[Stream, Pass, StitchedFrames]]) -> list[Lull]:
+        """Where the letters of each segment are."""
+        if len(steps) < FEW:
+            return [find_lull(self.is_letter[of.ids], stream.config.endpoint) for stream, _, of in steps]
+        marks, least = [of.marks for _, _, of in steps], [stream.config.endpoint.least_run for stream, _, _ in steps]
+        return find_lulls(marks, least, self.is_letter, self.alphabet.blank)
+
+    def drafts(self, steps: Sequence[tuple[Stream, Pass, StitchedFrames]]) -> list[Draft | None]:
+        """The words after the settled ones, of streams whose partials need no more than the greedy decoder."""
+        plain, paths, places = list[int](), list[tuple[Marks, int]](), list[tuple[int, int, int]]()
+        for i, (stream, task, frames) in enumerate(steps):
+            if stream.is_plain and stream.shows_partials:
+                shown = frames if frames.stable_frame >= stream.shown.stable_frame else stream.shown
+                first = stream.settled_frame
+                plain.append(i)
+                paths.append((shown.marks[first - shown.start_frame :], first))
+                stable = (stream.frames if task.only_shows else frames).stable_frame
+                places.append((stream.settled_end, shown.end_frame, stable))
+        drafts: list[Draft | None] = [None] * len(steps)
+        if plain:
+            found = self.make_drafts(spell_paths(paths, self.alphabet), np.array(places))
+            for i, new in zip(plain, found, strict=True):
+                drafts[i] = new
+        return drafts
+
+    def make_drafts(self, spelled: Spelled, places: Ints) -> list[Draft]:
+        """Of (n_streams, 3) frames: where the last settled word ends, what was heard, and what is stable."""
+        settled_end, end_frame, stable = places.T
+        starts, ends, bounds = spelled.starts, spelled.ends, spelled.bounds
+        counts = np.diff(bounds)
+        first, last = bounds[:-1][counts > 0], bounds[1:][counts > 0] - 1  # words of each stream that has some
+        before, limits, is_last = np.roll(ends, 1), np.roll(starts, -1) - LEAD, np.zeros(len(ends), np.bool_)
+        before[first], limits[last], is_last[last] = settled_end[counts > 0], end_frame[counts > 0] + TRAIL, True
+        heard_s = np.array([to_seconds(n_samples_for(frame)) for frame in end_frame.tolist()])
+        seconds = widen(starts, ends, before, limits, is_last, np.repeat(heard_s, counts))
+        words = [*map(Word, spelled.texts, *seconds, map(self.confidence, spelled.confidences), repeat(False))]
+        n_stable = np.concatenate([[0], np.cumsum(starts < np.repeat(stable, counts))])
+        n_settled = np.maximum(n_stable[bounds[1:]] - n_stable[bounds[:-1]] - 1, 0)
+        of_next = np.minimum(bounds[:-1] + n_settled, max(0, len(starts) - 1))
+        frames = zip(starts[of_next].tolist(), before[of_next].tolist(), strict=True) if words else repeat((0, 0))
+        spans = zip(bounds.tolist(), bounds[1:].tolist(), n_settled.tolist(), frames, strict=False)
+        return [Draft(" ".join(spelled.texts[a:b]), words[a:b], n, *of) for a, b, n, of in spans]
 
     def apply_all(self, work: Sequence[tuple[Stream, Pass]], emitted: Sequence[LogProbs]) -> list[list[Event]]:
         """`apply` of many streams at once."""
@@ -285,18 +350,19 @@ class Engine:
         if frames.stable_frame >= stream.shown.stable_frame:
             stream.shown = frames
         if task.only_shows:
-            return self.partial(stream, joined.spans)
+            return self.partial(stream, joined.draft)
         stream.frames = frames
-        has_letter = self.is_letter[frames.ids]
-        stream.target = stream.stable_after(task) + config.hop * hops_to_endpoint(has_letter, frames.n_stable, config)
-        endpoint = stream.endpoint(has_letter, frames.n_stable)
+        rules, lull = config.endpoint, joined.lull
+        stream.target = stream.stable_after(task) + config.hop * hops_to_endpoint(lull, frames.n_stable, config)
+        endpoint = None
+        if lull.may_end(frames.n_stable, rules):
+            endpoint = stream.endpoint(self.is_letter[frames.ids], frames.n_stable)
         events: list[Event] = []
         if endpoint is None or endpoint.has_speech:
-            events = self.partial(stream, joined.spans)
+            events = self.partial(stream, joined.draft)
         if endpoint is None:
-            stream.pending = stream.review_pass()
-            if stream.pending is not None and not has_letter.any():
-                stream.pending = None
+            if lull.first < NEVER:
+                stream.pending = stream.review_pass()
         else:
             if endpoint.has_speech:
                 stream.pending = stream.final_pass(endpoint)
@@ -305,39 +371,45 @@ class Engine:
         self.release(stream)
         return events
 
-    def partial(self, stream: Stream, new: list[WordSpan] | None) -> list[Event]:
-        """The words so far, if they have changed; `new` are those after the settled ones, where they are known."""
+    def partial(self, stream: Stream, new: Draft | None) -> list[Event]:
+        """The words so far, if they have changed."""
         if not stream.shows_partials:
             return []
-        frames, settled = stream.shown, stream.settled
         if new is not None:
-            stable = stream.frames.stable_frame
-            if (n_settled := sum([span.start_frame < stable for span in new]) - 1) > 0:
-                # Words that a letter of a stable frame follows: nothing changes them.
-                stream.settled, stream.settled_frame = (*settled, *new[:n_settled]), new[n_settled].start_frame
+            return self.tell_draft(stream, new)
+        settled, frames = stream.settled, stream.shown
+        decode = draft(stream.decode)
+        if isinstance(decode, GreedyDecoder):
+            words = [*settled, *self.read(stream, decode.alphabet)]
         else:
-            self.settle(stream)
-            settled = stream.settled
-            rows = frames.rows(stream.settled_frame - frames.start_frame)
-            new = draft(stream.decode)(rows, stream.settled_frame)
-        if not stream.committed and not stream.config.steady:
-            return self.tell_on(stream, [*settled[len(stream.settled_words) :], *new], frames.end_frame)
-        words = list(stream.committed) + after([*settled, *new], stream.committed)
+            settled = self.settle(stream, decode)
+            words = [*settled, *decode(frames.rows(stream.settled_frame - frames.start_frame), stream.settled_frame)]
+        if stream.committed:
+            words = [*stream.committed, *after(words, stream.committed)]
         return self.tell(stream, words, frames.end_frame)
 
-    def tell_on(self, stream: Stream, new: list[WordSpan], end_frame: int) -> list[Event]:
-        """A partial of settled words that are known and new ones, of which none is committed."""
-        n_known = len(stream.settled_words)
-        text = " ".join([*stream.settled_text, *[span.text for span in new]])
+    def read(self, stream: Stream, alphabet: Alphabet) -> list[WordSpan]:
+        """The words after the settled ones, greedily. Those that a letter of a stable frame follows are settled."""
+        frames, first = stream.shown, stream.settled_frame - stream.shown.start_frame
+        new = decode_path(Path(frames.ids[first:], frames.scores[first:], stream.settled_frame), alphabet)
+        stable = stream.frames.stable_frame
+        if (n_settled := sum([span.start_frame < stable for span in new]) - 1) > 0:
+            stream.settled, stream.settled_frame = (*stream.settled, *new[:n_settled]), new[n_settled].start_frame
+        return new
+
+    def tell_draft(self, stream: Stream, new: Draft) -> list[Event]:
+        """A partial of settled words, which are known, and new ones."""
+        text = " ".join([*stream.settled_text, new.text]) if new.text else " ".join(stream.settled_text)
+        words = (*stream.settled_words, *new.words)
+        if new.n_settled:
+            n = len(stream.settled_words) + new.n_settled
+            stream.settled_words = words[:n]
+            stream.settled_text = (" ".join([word.text for word in words[:n]]),)
+            stream.settled_frame, stream.settled_end = new.settled_frame, new.settled_end
         if (text, 0) == stream.last_partial:
             return []
         stream.last_partial = (text, 0)
-        first = stream.settled[n_known - 1].end_frame if n_known else 0
-        words = (*stream.settled_words, *self.widened(new, first, 0, end_frame, n_samples_for(end_frame)))
-        if (n_fixed := len(stream.settled) - 1) > n_known:  # the end of the last hangs on the word that follows
-            stream.settled_words = words[:n_fixed]
-            stream.settled_text = (" ".join([*stream.settled_text, *[span.text for span in new[: n_fixed - n_known]]]),)
-        return [self.transcript(stream, words, end_frame, False, text)]
+        return [self.transcript(stream, words, stream.shown.end_frame, False, text)]
 
     def review(self, stream: Stream, task: Pass, log_probs: LogProbs) -> list[Event]:
         """Commits words of a pass over the segment so far on which those before it agree."""
@@ -376,26 +448,21 @@ class Engine:
     def widened(
         self, spans: Sequence[WordSpan], first: int, n_committed: int, end_frame: int, end_sample: int
     ) -> list[Word]:
-        """Frames become seconds here, once.
-
-        A spike of CTC begins after its sound and ends before it, so words are widened, up to their neighbours and to
-        `end_sample`, the first that was not heard.
+        """`spans` as they are told, up to `end_sample`, the first that was not heard.
 
         Args:
             first: frame in which the first word may begin.
         """
-        heard_s, words = to_seconds(end_sample), list[Word]()
-        limits = [*[span.start_frame - LEAD for span in spans[1:]], end_frame + TRAIL]
-        for i, (span, limit) in enumerate(zip(spans, limits, strict=False), 1):
-            start, last = span.start_frame - LEAD, span.end_frame
-            end = last + TRAIL
-            if limit < end:
-                end = limit if limit > last or i == len(spans) else last
-            start_s, end_s = (start if start > first else first) / FRAMES_PER_SECOND, end / FRAMES_PER_SECOND
-            confidence = self.confidence(span.confidence)
-            words.append(Word(span.text, start_s, end_s if end_s < heard_s else heard_s, confidence, i <= n_committed))
-            first = last
-        return words
+        if not spans:
+            return []
+        starts, ends = np.array([(span.start_frame, span.end_frame) for span in spans]).T
+        before, limits, is_last = np.roll(ends, 1), np.roll(starts, -1) - LEAD, np.zeros(len(spans), np.bool_)
+        before[0], limits[-1], is_last[-1] = first, end_frame + TRAIL, True
+        seconds = widen(starts, ends, before, limits, is_last, to_seconds(end_sample))
+        return [
+            Word(span.text, start_s, end_s, self.confidence(span.confidence), i < n_committed)
+            for i, (span, start_s, end_s) in enumerate(zip(spans, *seconds, strict=True))
+        ]
 
     def transcript(
         self, stream: Stream, words: tuple[Word, ...], end_frame: int, is_final: bool, text: str | None = None
@@ -408,18 +475,18 @@ class Engine:
         """How likely a word is right, in [0, 1], by how likely its letters are."""
         return round(float(heard**self.model.confidence_exponent), 4)
 
-    def settle(self, stream: Stream) -> None:
-        """Decodes long stable stretches once, up to the surest delimiter but for the newest."""
+    def settle(self, stream: Stream, decode: Decode) -> tuple[WordSpan, ...]:
+        """The settled words: long stable stretches are decoded once, up to the surest delimiter but for the newest."""
         frames = stream.frames
         first = stream.settled_frame - frames.start_frame
-        if frames.n_stable - first <= SETTLE:
-            return
-        stable = frames.rows(first)[: frames.n_stable - SETTLE // 2 - first]
-        ends = stable[:, self.alphabet.delimiter]
-        n = 1 + int(ends.argmax())
-        if ends[n - 1] > np.log(0.5):
-            stream.settled = (*stream.settled, *draft(stream.decode)(stable[:n], stream.settled_frame))
-            stream.settled_frame += n
+        if frames.n_stable - first > SETTLE:
+            stable = frames.rows(first)[: frames.n_stable - SETTLE // 2 - first]
+            ends = stable[:, self.alphabet.delimiter]
+            n = 1 + int(ends.argmax())
+            if ends[n - 1] > np.log(0.5):
+                stream.settled = (*stream.settled, *decode(stable[:n], stream.settled_frame))
+                stream.settled_frame += n
+        return stream.settled
 
     def finalize(self, stream: Stream, task: Pass, log_probs: LogProbs) -> list[Event]:
         """Ends the segment with the words of its final pass, and begins the next; unless the pass finds that it ends
@@ -469,7 +536,7 @@ class Engine:
         stream.reviews = ()
         stream.reviewed_frame = stream.pause_frame = frame
         stream.told = ([], (), 0)
-        stream.settled_words, stream.settled_text = (), ()
+        stream.settled_words, stream.settled_text, stream.settled_end = (), (), 0
         stream.settled_frame = frame
         stream.last_partial = ("", 0)
 

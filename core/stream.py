@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from core.acoustic import Features
 from core.audio import HOP, SAMPLE_RATE, Samples, check_samples, n_frames, n_samples_for, to_seconds
 from core.decoder import Decode, WordSpan
-from core.endpoint import Endpoint, EndpointConfig, Measure, find_cut, find_endpoint, find_pause
+from core.endpoint import Endpoint, EndpointConfig, Lull, Measure, find_cut, find_endpoint, find_pause
 from core.ring_buffer import RingBuffer
 from core.slots import Slot
 from core.statistics import Statistics
@@ -163,9 +163,11 @@ class Stream:
         self.settled: tuple[WordSpan, ...] = ()  # of the frames before `settled_frame`, which partials decode no more
         self.settled_frame = 0
         self.last_partial: tuple[str, int] = ("", 0)
-        self.settled_words: tuple[Word, ...] = ()  # of those but the last, as they are told: need not be made again
+        self.told: Told = ([], (), 0)  # of those but the last, as they are told: need not be made again
+        self.is_plain = False  # of partials that are decoded greedily and shown as they are, this is settled instead:
+        self.settled_words: tuple[Word, ...] = ()
         self.settled_text: tuple[str, ...] = ()  # of those, as one; empty without any
-        self.told: Told = ([], (), 0)  # the same where some words are committed, or partials are steady
+        self.settled_end = 0  # the frame that ends the last of them
         self.is_finished = False
         self.statistics = statistics
         self.slot: Slot | None = None  # where the last window is on the device
@@ -354,13 +356,11 @@ class Stream:
         return Pass(self.context_start, n_samples_for(frames.end_frame), frames.end_frame, is_review=True)
 
 
-def hops_to_endpoint(has_letter: NDArray[np.bool_], n_stable: int, config: StreamConfig) -> int:
+def hops_to_endpoint(lull: Lull, n_stable: int, config: StreamConfig) -> int:
     """Steps until the segment can end: the pause that ends it has yet to last."""
     rules = config.endpoint
-    rows = has_letter.tobytes()
-    if 1 in rows[: rules.before_speech]:
-        run = len(rows) - 1 - rows.rfind(1)
-        wait = min(rules.after_speech + rules.slack - run, rules.max_length - n_stable)
+    if lull.first < rules.before_speech:
+        wait = min(rules.after_speech + rules.slack - lull.run, rules.max_length - n_stable)
     else:
         wait = rules.before_speech - n_stable
     return max(1, min(-(-wait // config.hop), config.most_hops))

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from core.audio import FRAMES_PER_SECOND
+
+LEAD, TRAIL = 1, 2  # frames by which a word is wider than its spikes; against an independent aligner
+
 
 @dataclass(frozen=True, slots=True)
 class Word:
@@ -53,3 +60,28 @@ def make_transcript(
         text = " ".join([word.text for word in words])
     n_committed = sum([word.is_committed for word in words])
     return Transcript(segment, is_final, text, n_committed, start_s, end_s, words)
+
+
+def widen(
+    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    before: NDArray[np.int64],
+    limits: NDArray[np.int64],
+    is_last: NDArray[np.bool_],
+    heard_s: NDArray[np.float64] | float,
+) -> tuple[list[float], list[float]]:
+    """Frames become seconds here, once: where words start and end.
+
+    A spike of CTC begins after its sound and ends before it, so words are widened, up to their neighbours and to
+    `heard_s`, behind which nothing was heard.
+
+    Args:
+        starts, ends: (n_words,) frames of the spikes.
+        before: the frame that ends the word before.
+        limits: the frame that the next word starts in, as it is widened.
+        is_last: whether none follows.
+    """
+    wide = ends + TRAIL
+    wide = np.where(limits < wide, np.where((limits > ends) | is_last, limits, ends), wide)
+    starts_s = np.maximum(starts - LEAD, before) / FRAMES_PER_SECOND
+    return starts_s.tolist(), np.minimum(wide / FRAMES_PER_SECOND, heard_s).tolist()

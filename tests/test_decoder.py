@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from planted import ALPHABET, TOKENS
 from test_stitcher import rows
 
 from core.acoustic import alphabet_of
-from core.decoder import Alphabet, Path, WordSpan, confidence_of, confidences, decode_greedy, decode_path, decode_paths
+from core.decoder import Alphabet, Path, WordSpan, confidence_of, confidences, decode_greedy, decode_path, spell_paths
 from core.tokenizer import Wav2Vec2Tokenizer
 
 
@@ -76,23 +77,32 @@ def spoken(rng: np.random.Generator) -> Path:
     return Path(ids, -rng.exponential(rng.choice([0.01, 1]), len(ids)).astype(np.float32), int(rng.integers(1000)))
 
 
+def together(paths: Sequence[Path], alphabet: Alphabet) -> list[list[WordSpan]]:
+    """The words of each path, by way of all at once."""
+    marks = [np.stack([path.ids, path.scores, path.scores], 1).astype(np.float32) for path in paths]
+    spelled = spell_paths([(of, path.start_frame) for of, path in zip(marks, paths, strict=True)], alphabet)
+    places = spelled.starts.tolist(), spelled.ends.tolist()
+    spans = [WordSpan(*of) for of in zip(spelled.texts, *places, spelled.confidences, strict=True)]
+    return [spans[a:b] for a, b in itertools.pairwise(spelled.bounds.tolist())]
+
+
 @pytest.mark.parametrize("alphabet", [ALPHABET, Alphabet(TOKENS, 0, 0), Alphabet(TOKENS, 0, 1, frozenset({3, 4}))])
 def test_many_paths_at_once_are_decoded_as_each_alone(alphabet: Alphabet) -> None:
     rng = np.random.default_rng(0)
     n_words = 0
     for _ in range(60):
-        paths = [spoken(rng) for _ in range(int(rng.integers(4, 12)))]
+        paths = [spoken(rng) for _ in range(int(rng.integers(6, 12)))]
         alone = [decode_path(path, alphabet) for path in paths]
-        assert decode_paths(paths, alphabet) == alone
+        assert together(paths, alphabet) == alone and together(paths[:3], alphabet) == alone[:3]
         n_words += sum(map(len, alone))
     assert n_words > 500
     nothing = Path(np.zeros(0, np.int64), np.zeros(0, np.float32), 0)
-    assert decode_paths([nothing] * 5, alphabet) == [[]] * 5 and decode_paths([], alphabet) == []
+    assert together([nothing] * 6, alphabet) == [[]] * 6 and together([nothing], alphabet) == [[]]
 
 
 def test_the_best_frame_of_a_letter_counts() -> None:
     path = Path(np.array([2, 2, 0, 2]), np.log([0.25, 0.5, 0.9, 0.5]).astype(np.float32), 7)
-    for spans in (decode_path(path, ALPHABET), *decode_paths([path] * 5, ALPHABET)):
+    for spans in (decode_path(path, ALPHABET), *together([path] * 6, ALPHABET)):
         assert spans == [WordSpan("AA", 7, 11, 0.5)]
 
 

@@ -91,6 +91,14 @@ def test_cutting_changes_nothing_and_committed_words_stand(data: st.DataObject, 
     assert run(engine, samples, config, cuts) == whole
 
 
+def test_words_that_steps_do_not_hear_stand_once_committed() -> None:
+    """Windows without context hear no letter twice: for its steps the segment is silent."""
+    config = StreamConfig(left=0, hop=1, right=2, commit_after=0, endpoint=EndpointConfig(10, max_length=149))
+    events = run(Engine(PlantedModel(jitter=1)), plant(TEXT, gap=2), config, [])
+    check_contract(events)
+    assert said(events).split()[:3] == WORDS.split()[:3]
+
+
 def test_steady_partials_only_grow() -> None:
     """Letters near a window's end are not heard by it; words that the next windows may complete wait."""
     engine = Engine(PlantedModel(edge=12))
@@ -200,7 +208,7 @@ def test_ten_minutes_without_a_pause_stay_bounded() -> None:
         while (task := stream.next_pass()) is not None:
             longest = max(longest, (task.end_sample - task.start_sample) // HOP)
             events += engine.step([stream])[0]
-            kept = max(kept, len(stream.frames.log_probs))
+            kept = max(kept, len(stream.frames.marks))
     stream.finish()
     events += engine.drain(stream)
     assert said(events) == text
@@ -308,7 +316,7 @@ def test_what_many_windows_say_at_once_each_says_alone(data: st.DataObject, edge
         assert together == [engine.apply(*of, rows) for of, rows in zip(passes[1], emitted, strict=True)]
         for one, other in ((streams[0][i].shown, streams[1][i].shown) for i in work):
             assert (one.start_frame, one.n_stable) == (other.start_frame, other.n_stable)
-            np.testing.assert_array_equal(one.log_probs, other.log_probs)
+            np.testing.assert_array_equal(one.marks, other.marks)
     assert not any(stream.is_ready for stream in streams[1])
 
 
@@ -319,7 +327,7 @@ def test_silence_makes_no_events_and_holds_no_memory() -> None:
         assert stream.push(np.zeros(SAMPLE_RATE, np.float32)) == []
         assert engine.drain(stream) == []
     assert len(stream.buffer) < 12 * SAMPLE_RATE
-    assert len(stream.frames.log_probs) < 300
+    assert len(stream.frames.marks) < 300
 
 
 def test_more_than_the_backlog_is_reported_and_what_was_accepted_stays_whole() -> None:

@@ -9,20 +9,8 @@ from hypothesis import strategies as st
 from planted import ALPHABET, TOKENS
 
 from core.decoder import decode_greedy
-from core.stitcher import (
-    BLOCK,
-    DISAGREEMENT,
-    Emission,
-    Letters,
-    Overlap,
-    StitchedFrames,
-    empty,
-    find_seam,
-    find_seams,
-    prefix_distances,
-    stitch,
-    stitch_all,
-)
+from core.seam import DELAY, DISAGREEMENT, Letters, find_many, find_seam, find_seams, prefix_distances
+from core.stitcher import BLOCK, Emission, StitchedFrames, empty, mark, stitch, stitch_all
 
 N = len(TOKENS)
 
@@ -60,8 +48,8 @@ def jittered(line: str, moves: list[int]) -> str:
 
 
 def seam_between(older: np.ndarray, newer: np.ndarray) -> int:
-    overlap = Overlap(0, 0, older, older.argmax(1), newer)
-    return find_seams([overlap], [newer.argmax(1)], ALPHABET.silent)[0]
+    marks, n = [mark(of, ALPHABET.silent) for of in (older, newer)], np.array([len(older)])
+    return int(find_seams(*marks, n, np.array([0]), np.array([True]), ALPHABET.blank)[0])
 
 
 def test_a_stream_begins_with_its_first_window() -> None:
@@ -149,7 +137,7 @@ def test_the_first_letter_of_all_may_move_too(place: int, move: int) -> None:
     assert text(frames) == "AB"
 
 
-def slow_seam(older: Letters, newer: Letters, costs: list[float], first: int, is_beginning: bool) -> int:
+def slow_seam(older: Letters, newer: Letters, costs: list[int], first: int, is_beginning: bool) -> int:
     """`find_seam`, by the distance of what lies before every row."""
     while older and newer and older[0] == newer[0]:
         older, newer = older[1:], newer[1:]
@@ -177,7 +165,7 @@ def test_the_quick_way_finds_what_all_distances_find(seed: int) -> None:
         n = int(rng.integers(1, 60))
         line = (rng.integers(1, 4, n) * (rng.random(n) < rng.choice([0.05, 0.3, 0.7]))).tolist()
         older, newer = ([(row, token) for row, token in enumerate(line) if token], moved(rng, line))
-        costs = (rng.random(n) * rng.choice([0.1, 4]) + 0.01 * np.arange(n)).tolist()
+        costs = (rng.integers(0, rng.choice([100_000, 4_000_000]), n) + DELAY * np.arange(n)).tolist()
         arguments = older, newer, costs, int(rng.integers(0, n)), bool(rng.random() < 0.3)
         assert find_seam(*arguments) == slow_seam(*arguments)
 
@@ -213,23 +201,30 @@ def test_seams_of_many_streams_are_those_of_each(seed: int) -> None:
     """Also where costs are equal, letters are lost or new, and nothing overlaps."""
     rng = np.random.default_rng(seed)
     for _ in range(100):
-        overlaps, ids = [], []
-        for _ in range(int(rng.integers(6, 20))):
-            n = int(rng.integers(0, 60))
+        sides: list[list[np.ndarray]] = [[], []]
+        n_streams = int(rng.integers(6, 20))
+        lengths, is_beginning = rng.integers(0, 60, n_streams), rng.random(n_streams) < 0.5
+        first = np.array([rng.integers(n + 1) for n in lengths])
+        for n in lengths:
             line = rng.integers(0, 5, n) * (rng.random(n) < rng.choice([0.1, 0.4, 0.7]))
-            other = np.zeros(n + 3, np.int64)
+            other = np.zeros(n, np.int64)
             for row, token in moved(rng, line.tolist()):
                 other[row] = token
-            sides = []
-            for path in (line, other):
-                scores = rng.normal(0, 0.5, (len(path), N)) + rng.choice([4, 8]) * np.eye(N)[path]
-                scores -= np.log(np.exp(scores).sum(1, keepdims=True))
-                sides.append((scores.round() if rng.random() < 0.2 else scores).astype(np.float32))
-            older, newer = sides
-            overlaps.append(Overlap(int(rng.integers(2)), int(rng.integers(n + 1)), older, older.argmax(1), newer))
-            ids.append(newer.argmax(1))
-        alone = [find_seams([of], [row], ALPHABET.silent)[0] for of, row in zip(overlaps, ids, strict=True)]
-        assert find_seams(overlaps, ids, ALPHABET.silent) == alone
+            for marks, path in zip(sides, (line, other), strict=True):
+                silence = rng.random(n).astype(np.float32)
+                silence = silence.round(int(rng.integers(0, 3)))  # some are equal
+                marks.append(np.stack([path, np.zeros(n), silence], 1).astype(np.float32))
+        older, newer = map(np.concatenate, sides)
+        ends = np.cumsum(lengths)
+        alone = [
+            find_seams(
+                older[a:b], newer[a:b], *(of[i : i + 1] for of in (lengths, first, is_beginning)), ALPHABET.blank
+            )
+            for i, (a, b) in enumerate(zip(ends - lengths, ends, strict=True))
+        ]
+        assert find_many(older, newer, lengths, first, is_beginning, ALPHABET.blank).tolist() == [
+            int(of[0]) for of in alone
+        ]
 
 
 def test_rows_that_were_put_aside_are_still_there() -> None:

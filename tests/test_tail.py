@@ -148,7 +148,7 @@ def test_steps_that_only_show_partials_leave_no_trace(tokenizer: Wav2Vec2Tokeniz
         while stream.is_ready:
             stream.shows_all = random.random() < chance
             engine.step([stream])
-            heard[stream.frames.end_frame] = stream.frames.log_probs
+            heard[stream.frames.end_frame] = stream.frames.marks
         return heard
 
     every = frames(1)

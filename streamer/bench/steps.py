@@ -69,7 +69,7 @@ def measure_steps(engine: Engine, samples: Samples, config: StreamConfig) -> dic
         times = [time.process_time()]
         frames = engine.stitch([(stream, task)], emitted[-1:])
         times.append(time.process_time())
-        joined = engine.spell([(stream, task)], frames)  # decodes greedily, or leaves it to `apply`
+        joined = engine.look([(stream, task)], frames)  # decodes greedily, or leaves it to `apply`
         times.append(time.process_time())
         engine.apply(stream, task, emitted[-1], *joined)
         times.append(time.process_time())

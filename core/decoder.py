@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from core.seam import FEW, Ints, Marks
+from core.seam import Ints, Marks
 from core.stitcher import Ids, LogProbs, Scores
 
 MAX_LETTER_GAP = 50  # frames; letters further apart than a second are not of one word
@@ -199,12 +199,6 @@ def spell_paths(paths: Sequence[tuple[Marks, int]], alphabet: Alphabet) -> Spell
     Args:
         paths: marks and the stream's frame of the first.
     """
-    if len(paths) < FEW:
-        found = [decode_path(Path(of[:, 0].astype(np.int64), of[:, 1], first), alphabet) for of, first in paths]
-        spans = [span for part in found for span in part]
-        places = np.array([(span.start_frame, span.end_frame) for span in spans], np.int64).reshape(-1, 2)
-        counts, sure = np.cumsum([0, *map(len, found)]), [span.confidence for span in spans]
-        return Spelled([span.text for span in spans], places[:, 0], places[:, 1], sure, counts)
     lengths, first_frames = np.array([(len(of), first) for of, first in paths]).T
     together = np.concatenate([of for of, _ in paths])
     ends = np.cumsum(lengths)

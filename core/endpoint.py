@@ -8,7 +8,7 @@ it was found out, so that streams of other hops end it at the same row.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,10 @@ class EndpointConfig:
     before_speech: int = 150  # silence without any word that is let go of
     max_length: int = 1000  # a segment of this length is cut at its best seam
     quiet_ratio: float = 0.1  # quiet: energy below this share of the speech's
+    slack: int = field(
+        init=False, repr=False
+    )  # frames by which a letter may lie elsewhere in a window than in the whole
+    least_run: int = field(init=False, repr=False)  # rows without letters, in a window, below which there is no pause
 
     def __post_init__(self) -> None:
         if min(self.after_speech, self.loud_factor, self.before_speech) < 1:
@@ -39,16 +43,8 @@ class EndpointConfig:
             raise ValueError(
                 f"max_length must be at least twice after_speech. Found: {self.max_length} and {self.after_speech}"
             )
-
-    @property
-    def slack(self) -> int:
-        """Frames by which a letter may lie elsewhere in a window than in the whole segment."""
-        return min(5, self.after_speech // 10)
-
-    @property
-    def least_run(self) -> int:
-        """Rows without letters behind one, in a window: with fewer the segment does not end by a pause."""
-        return self.after_speech - 2 * self.slack
+        object.__setattr__(self, "slack", min(5, self.after_speech // 10))
+        object.__setattr__(self, "least_run", self.after_speech - 2 * self.slack)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +61,7 @@ class Endpoint:
     is_pause: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Lull:
     """Of a segment's rows so far: what tells of most of them that it does not end yet."""
 

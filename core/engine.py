@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import repeat
 
 import numpy as np
 
@@ -32,25 +31,24 @@ from core.decoder import (
     DecodeStates,
     GreedyDecoder,
     Path,
-    Spelled,
     WordSpan,
     decode_path,
     draft,
     reads_after,
-    spell_paths,
 )
 from core.endpoint import NEVER, Lull, find_lull, find_lulls
 from core.feature_cache import Window, read_features
 from core.features import normalize
+from core.partials import Draft, Unsettled, draft_all
 from core.ring_buffer import RingBuffer
-from core.seam import FEW, Ints, Marks
+from core.seam import FEW
 from core.silence import still_value
 from core.slots import Resident, Slot, Slots
 from core.statistics import Statistics
 from core.stitcher import Emission, Joint, LogProbs, StitchedFrames, stitch_all
 from core.stream import Pass, Stream, StreamConfig, hops_to_endpoint
 from core.tail import Memory, Step, emit_steps
-from core.transcript import LEAD, TRAIL, Event, Transcript, Word, make_transcript, widen
+from core.transcript import Event, Transcript, Word, make_transcript, make_words
 
 STEADY_AGE = 18  # stable frames after a word, for it to be shown where partials are steady
 SETTLE = 120  # stable frames that are decoded again at each step, where what follows may change the words before
@@ -59,18 +57,7 @@ MOST_CONFIDENCES = 10_001  # numbers of four decimals in [0, 1]
 MOST_STILL = 64  # windows without any change whose log-probabilities are kept
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Draft:
-    """The words of a partial after those that are settled, in a stream that decodes greedily."""
-
-    text: str
-    words: list[Word]
-    n_settled: int  # of those: a letter of a stable frame follows them, and nothing changes them any more
-    settled_frame: int  # where the next of them starts
-    settled_end: int  # where the last of them ends
-
-
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Joined:
     """What a step makes of its stream."""
 
@@ -261,39 +248,17 @@ class Engine:
 
     def drafts(self, steps: Sequence[tuple[Stream, Pass, StitchedFrames]]) -> list[Draft | None]:
         """The words after the settled ones, of streams whose partials need no more than the greedy decoder."""
-        plain, paths, places = list[int](), list[tuple[Marks, int]](), list[tuple[int, int, int]]()
+        unsettled: dict[int, Unsettled] = {}
         for i, (stream, task, frames) in enumerate(steps):
             if stream.is_plain and stream.shows_partials:
                 shown = frames if frames.stable_frame >= stream.shown.stable_frame else stream.shown
-                first = stream.settled_frame
-                plain.append(i)
-                paths.append((shown.marks[first - shown.start_frame :], first))
                 stable = (stream.frames if task.only_shows else frames).stable_frame
-                places.append((stream.settled_end, shown.end_frame, stable))
-        drafts: list[Draft | None] = [None] * len(steps)
-        if plain:
-            found = self.make_drafts(spell_paths(paths, self.alphabet), np.array(places))
-            for i, new in zip(plain, found, strict=True):
-                drafts[i] = new
-        return drafts
-
-    def make_drafts(self, spelled: Spelled, places: Ints) -> list[Draft]:
-        """Of (n_streams, 3) frames: where the last settled word ends, what was heard, and what is stable."""
-        settled_end, end_frame, stable = places.T
-        starts, ends, bounds = spelled.starts, spelled.ends, spelled.bounds
-        counts = np.diff(bounds)
-        first, last = bounds[:-1][counts > 0], bounds[1:][counts > 0] - 1  # words of each stream that has some
-        before, limits, is_last = np.roll(ends, 1), np.roll(starts, -1) - LEAD, np.zeros(len(ends), np.bool_)
-        before[first], limits[last], is_last[last] = settled_end[counts > 0], end_frame[counts > 0] + TRAIL, True
-        heard_s = np.array([to_seconds(n_samples_for(frame)) for frame in end_frame.tolist()])
-        seconds = widen(starts, ends, before, limits, is_last, np.repeat(heard_s, counts))
-        words = [*map(Word, spelled.texts, *seconds, map(self.confidence, spelled.confidences), repeat(False))]
-        n_stable = np.concatenate([[0], np.cumsum(starts < np.repeat(stable, counts))])
-        n_settled = np.maximum(n_stable[bounds[1:]] - n_stable[bounds[:-1]] - 1, 0)
-        of_next = np.minimum(bounds[:-1] + n_settled, max(0, len(starts) - 1))
-        frames = zip(starts[of_next].tolist(), before[of_next].tolist(), strict=True) if words else repeat((0, 0))
-        spans = zip(bounds.tolist(), bounds[1:].tolist(), n_settled.tolist(), frames, strict=False)
-        return [Draft(" ".join(spelled.texts[a:b]), words[a:b], n, *of) for a, b, n, of in spans]
+                first, end = stream.settled_frame, shown.end_frame
+                unsettled[i] = Unsettled(
+                    shown.marks[first - shown.start_frame :], first, stream.settled_end, end, stable
+                )
+        drafts = dict(zip(unsettled, draft_all(list(unsettled.values()), self.alphabet, self.confidence), strict=True))
+        return [drafts.get(i) for i in range(len(steps))]
 
     def apply_all(self, work: Sequence[tuple[Stream, Pass]], emitted: Sequence[LogProbs]) -> list[list[Event]]:
         """`apply` of many streams at once."""
@@ -409,7 +374,8 @@ class Engine:
         if (text, 0) == stream.last_partial:
             return []
         stream.last_partial = (text, 0)
-        return [self.transcript(stream, words, stream.shown.end_frame, False, text)]
+        start_s, end_s = stream.frames.start_frame / FRAMES_PER_SECOND, stream.shown.end_frame / FRAMES_PER_SECOND
+        return [make_transcript(stream.segment, False, words, start_s, end_s, text, 0)]
 
     def review(self, stream: Stream, task: Pass, log_probs: LogProbs) -> list[Event]:
         """Commits words of a pass over the segment so far on which those before it agree."""
@@ -440,29 +406,16 @@ class Engine:
         before, told, n_before = stream.told
         known = told if n_before == n and words[: len(before)] == before else ()
         first = words[len(known) - 1].end_frame if known else 0
-        made = (*known, *self.widened(words[len(known) :], first, n - len(known), end_frame, n_samples_for(end_frame)))
+        made = (*known, *self.made(words[len(known) :], first, n - len(known), end_frame, n_samples_for(end_frame)))
         n_settled = min(len(stream.settled), len(words))
         stream.told = (words[:n_settled], made[: max(0, n_settled - 1)], n)
         return [self.transcript(stream, made, end_frame, False, text)]
 
-    def widened(
+    def made(
         self, spans: Sequence[WordSpan], first: int, n_committed: int, end_frame: int, end_sample: int
     ) -> list[Word]:
-        """`spans` as they are told, up to `end_sample`, the first that was not heard.
-
-        Args:
-            first: frame in which the first word may begin.
-        """
-        if not spans:
-            return []
-        starts, ends = np.array([(span.start_frame, span.end_frame) for span in spans]).T
-        before, limits, is_last = np.roll(ends, 1), np.roll(starts, -1) - LEAD, np.zeros(len(spans), np.bool_)
-        before[0], limits[-1], is_last[-1] = first, end_frame + TRAIL, True
-        seconds = widen(starts, ends, before, limits, is_last, to_seconds(end_sample))
-        return [
-            Word(span.text, start_s, end_s, self.confidence(span.confidence), i < n_committed)
-            for i, (span, start_s, end_s) in enumerate(zip(spans, *seconds, strict=True))
-        ]
+        """`make_words` up to `end_sample`, the first that was not heard."""
+        return make_words(spans, self.confidence, first, n_committed, end_frame, to_seconds(end_sample))
 
     def transcript(
         self, stream: Stream, words: tuple[Word, ...], end_frame: int, is_final: bool, text: str | None = None
@@ -506,7 +459,7 @@ class Engine:
         spans = keep_committed(self.words(stream, task, rows[: cut - first]), stream.committed)
         events: list[Event] = []
         if spans or stream.last_partial[0]:  # without words it takes the partial back
-            words = tuple(self.widened(spans, 0, len(spans), cut, task.end_sample))
+            words = tuple(self.made(spans, 0, len(spans), cut, task.end_sample))
             events = [self.transcript(stream, words, cut, bool(words))]
         if spans:
             stream.segment += 1

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, compress, zip_longest
+from itertools import compress, zip_longest
 from operator import ne
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,38 +34,9 @@ def letters(ids: Sequence[int], blank: int) -> Letters:
     return [letter for letter in compress(enumerate(ids), begins) if letter[1] != blank]
 
 
-def split(array: NDArray[Any], lengths: Sequence[int]) -> list[NDArray[Any]]:
-    """Stretches of those lengths."""
-    return [array[end - n : end] for n, end in zip(lengths, accumulate(lengths), strict=True)]
-
-
 def doubts(older: Marks, newer: Marks) -> Ints:
     """(n,) how unsure two windows are of silence in the same rows, 2,000,000 at most."""
     return np.rint(1e6 * (2 - older[:, 2].astype(np.float64) - newer[:, 2])).astype(np.int64)
-
-
-def find_seams(
-    older: Marks, newer: Marks, lengths: Ints, first: Ints, is_beginning: NDArray[np.bool_], blank: int
-) -> Ints:
-    """The row of each stream from which on the newer window's rows are taken.
-
-    Args:
-        older, newer: (sum of `lengths`, 3) rows that two windows share, of one stream behind the other.
-        first: (n_streams,) where the seam may lie; the rows before are there to compare.
-        is_beginning: (n_streams,) whether nothing was said before row 0.
-    """
-    if len(lengths) >= FEW:
-        return find_many(older, newer, lengths, first, is_beginning, blank)
-    sizes = lengths.tolist()
-    sides = [
-        [letters(part.tolist(), blank) for part in split(marks[:, 0].astype(int), sizes)] for marks in (older, newer)
-    ]
-    parts = split(doubts(older, newer), sizes), first.tolist(), is_beginning.tolist()
-    found = [
-        find_seam(old, new, seam_costs(doubt.tolist()), begin, is_new)
-        for old, new, doubt, begin, is_new in zip(*sides, *parts, strict=True)
-    ]
-    return np.array(found, np.int64)
 
 
 def seam_costs(doubt: list[int]) -> list[int]:
@@ -119,7 +89,8 @@ def find_seam(older: Letters, newer: Letters, costs: list[int], first: int, is_b
     Args:
         older, newer: the letters that begin in the rows that two windows share, as either window saw them.
         costs: of a seam before each row, by what is heard there.
-        first, is_beginning: as of `find_seams`.
+        first: where the seam may lie; the rows before are there to compare.
+        is_beginning: whether nothing was said before row 0.
 
     As a rule the letters are the same one by one, perhaps some rows elsewhere, and their distance is by how much they
     moved; other ways to pair them cost `UNIT` at least. Where a row of which no more is known than that might make a
@@ -171,10 +142,15 @@ def search_seam(older: Letters, newer: Letters, costs: list[int], first: int, is
     return seam
 
 
-def find_many(
+def find_seams(
     older: Marks, newer: Marks, lengths: Ints, first: Ints, is_beginning: NDArray[np.bool_], blank: int
 ) -> Ints:
-    """`find_seams` by all distances, of all streams at once."""
+    """`find_seam` of many streams at once, by all distances.
+
+    Args:
+        older, newer: (sum of `lengths`, 3) rows that two windows share, of one stream behind the other.
+        first, is_beginning: (n_streams,)
+    """
     row = np.arange(max(1, int(lengths.max())))
     is_row = row < lengths[:, None]  # (stream, row)
     doubt = np.zeros(is_row.shape, np.int64)
@@ -199,7 +175,7 @@ def find_many(
             np.maximum(np.cumsum(begins[rest], 1) - begins[rest] - shift, 0) for begins in (old_begins, new_begins)
         ]
         distances = many_distances(left[0], left[1], is_beginning[rest])
-        costs[rest] += DISAGREEMENT * distances[before[0], before[1], np.arange(len(rest))[:, None]]
+        costs[rest] += DISAGREEMENT * distances[before[0], before[1], np.arange(len(rest))[:, None]].astype(np.int64)
     costs[~is_row | (row < first[:, None])] = np.iinfo(np.int64).max
     return np.where(first < lengths, costs.argmin(1), first)
 
@@ -227,17 +203,17 @@ def many_distances(older: Ints, newer: Ints, is_beginning: NDArray[np.bool_]) ->
         older, newer: (2, stream, letter) rows and tokens; what is behind a stream's last does not matter.
     """
     margin = np.where(is_beginning, -1, MAX_MOVE)
-    rows, tokens = newer.transpose(0, 2, 1)
-    distances = np.zeros((older.shape[2] + 1, len(rows) + 1, len(margin)), np.int64)
-    alone = UNIT * np.arange(len(rows) + 1)[:, None]
-    np.cumsum(UNIT * (rows > margin), 0, out=distances[0, 1:])
-    for i, (row, token) in enumerate(older.transpose(2, 0, 1)):
-        above, line = distances[i], distances[i + 1]
-        move = abs(rows - row)
-        paired = np.where(move <= MAX_MOVE, UNIT * (tokens != token) + move, 2 * UNIT)
-        line[0] = above[0] + UNIT * (row > margin)
-        np.minimum(above[:-1] + paired, above[1:] + UNIT, out=line[1:])
-        line -= alone
-        np.minimum.accumulate(line, 0, out=line)  # each of a line may be reached from its left one
-        line += alone
-    return distances
+    (old_row, old_token), (row, token) = (of.transpose(0, 2, 1).astype(np.int16, order="C") for of in (older, newer))
+    move = abs(row - old_row[:, None])  # (older letter, newer letter, stream)
+    paired = np.where(move <= MAX_MOVE, np.where(token == old_token[:, None], move, move + UNIT), 2 * UNIT)
+    # Each of a line may be reached from its left one for `UNIT`: less these steps, it is the least so far.
+    steps = UNIT * np.arange(len(row) + 1, dtype=np.int16)[:, None]
+    distances = np.zeros((len(old_row) + 1, len(row) + 1, len(margin)), np.int16)
+    np.cumsum(UNIT * (old_row > margin), 0, out=distances[1:, 0])
+    np.cumsum(UNIT * (row > margin), 0, out=distances[0, 1:])
+    distances[0] -= steps
+    paired -= UNIT
+    for above, line, pairs in zip(distances, distances[1:], paired, strict=False):
+        np.minimum(above[:-1] + pairs, above[1:] + UNIT, out=line[1:])
+        np.minimum.accumulate(line, 0, out=line)
+    return distances + steps

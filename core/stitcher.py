@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from core.seam import Marks, find_seams
+from core.seam import FEW, Marks, doubts, find_seam, find_seams, letters, seam_costs
 
 LogProbs = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -24,10 +24,9 @@ Scores = NDArray[np.float32]
 
 BLOCK = 50  # stable rows that are put aside at once
 MARGIN = 20  # frames before the overlap that tell a letter which moved from a letter which is new
-SURE = -0.69  # log-probability of more than a half: nothing is likelier
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # not frozen, as what follows: many are made
 class Emission:
     """Log-probabilities of one window: row i is frame `start_frame + i` of the stream."""
 
@@ -49,16 +48,13 @@ def mark(rows: LogProbs, silent_ids: tuple[int, int]) -> Marks:
     """What stitching and greedy decoding need to know of (n, n_vocab) rows."""
     blank, delimiter = silent_ids
     marks = np.empty((len(rows), 3), np.float32)
-    marks[:, 0], marks[:, 1] = blank, rows[:, blank]
-    unsure = np.flatnonzero(rows[:, blank] < SURE)
-    others = rows[unsure]
-    likeliest = others.argmax(1)
-    marks[unsure, 0], marks[unsure, 1] = likeliest, others[np.arange(len(others)), likeliest]
+    marks[:, 0] = likeliest = rows.argmax(1)
+    marks[:, 1] = rows[np.arange(len(rows)), likeliest]
     marks[:, 2] = np.exp(rows[:, blank]) + np.exp(rows[:, delimiter])
     return marks
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class StitchedFrames:
     """Rows `[:n_stable]` never change again; the rest is replaced by the next windows."""
 
@@ -116,19 +112,19 @@ class StitchedFrames:
         recent = None if self.recent is None else self.recent[: n - BLOCK * len(self.past)]
         return replace(self, recent=recent, marks=self.marks[:n])
 
-    def followed_by(self, marks: Marks, rows: LogProbs, n: int, n_stable: int) -> StitchedFrames:
+    def followed_by(self, marks: Marks, rows: LogProbs, seam: int, n: int, n_stable: int) -> StitchedFrames:
         """The first `n` rows, the stable ones among them, and others after those.
 
         Args:
             marks: (n_frames, 3) of all of them.
-            rows: (n_frames - n, n_vocab) those others, which are kept if the rows so far are.
+            rows: those others from index `seam` on, which are kept if the rows so far are.
         """
         past, recent = self.past, self.recent
         if recent is not None:
             n_past = BLOCK * len(past)
             while n_past + BLOCK + MARGIN <= self.n_stable:  # the next seam looks at what is recent
                 past, recent, n_past = (*past, recent[:BLOCK].copy()), recent[BLOCK:], n_past + BLOCK
-            recent = np.concatenate([recent[: n - n_past], rows])
+            recent = np.concatenate([recent[: n - n_past], rows[seam:]])
         return StitchedFrames(marks, self.start_frame, n_stable, past, recent)
 
 
@@ -147,63 +143,72 @@ def stitch(frames: StitchedFrames, window: Emission, stable_frame: int, silent_i
     Raises:
         ValueError: the window leaves a hole after the rows so far, or ends before them.
     """
-    return stitch_all([(frames, window, stable_frame)], silent_ids)[0]
+    begin, end, stable = frames.start_frame, frames.end_frame, frames.stable_frame
+    first = max(window.start_frame, stable)
+    if first > end or window.end_frame < end:
+        raise bad_window(end, window.start_frame, window.end_frame)
+    # The seam lies among the frames that become stable now: later ones are better known to the window. Rows before
+    # are compared, too, from `base` on.
+    base, last = max(window.start_frame, begin, stable - MARGIN), min(end, max(stable_frame, first))
+    rows = window.log_probs[base - window.start_frame :]
+    newer, older = mark(rows, silent_ids), frames.marks[base - begin : last - begin]
+    doubt = doubts(older, newer[: len(older)]).tolist()
+    old, new = (letters(of[: len(older), 0].astype(np.int64).tolist(), silent_ids[0]) for of in (older, newer))
+    seam = find_seam(old, new, seam_costs(doubt), first - base, base == begin)
+    kept = base - begin + seam
+    marks = np.concatenate([frames.marks[:kept], newer[seam:]])
+    n_stable = min(max(frames.n_stable, stable_frame - begin), len(marks))
+    return frames.followed_by(marks, rows, seam, kept, n_stable)
+
+
+def bad_window(end: int, window_start: int, window_end: int) -> ValueError:
+    return ValueError(
+        f"Expected a window that reaches from at most frame {end} beyond it. Found: [{window_start}, {window_end})"
+    )
 
 
 def stitch_all(joints: Sequence[Joint], silent_ids: tuple[int, int]) -> list[StitchedFrames]:
     """`stitch` of many streams: the same, with most of the work done at once."""
-    if not joints:
-        return []
-    places = [
+    if len(joints) < FEW:
+        return [stitch(*joint, silent_ids) for joint in joints]
+    bounds = [
         (of.start_frame, len(of.marks), of.n_stable, window.start_frame, len(window.log_probs), stable_frame)
         for of, window, stable_frame in joints
     ]
-    start, n, n_stable, window_start, n_window, stable = np.array(places).T
+    start, n, n_stable, window_start, n_window, stable = np.array(bounds).T
     end, window_end = start + n, window_start + n_window
     first = np.maximum(window_start, start + n_stable)
     if ((first > end) | (window_end < end)).any():
         wrong = int(np.argmax((first > end) | (window_end < end)))
-        raise ValueError(
-            f"Expected a window that reaches from at most frame {end[wrong]} beyond it. "
-            f"Found: [{window_start[wrong]}, {window_end[wrong]})"
-        )
-    # The seam lies among the frames that become stable now: later ones are better known to the window. Rows before
-    # are compared, too, from `base` on.
+        raise bad_window(end[wrong], window_start[wrong], window_end[wrong])
     last = np.minimum(end, np.maximum(stable, first))
     base = np.maximum(np.maximum(window_start, start), start + n_stable - MARGIN)
     lengths = last - base
     rows = [window.log_probs[at:] for (_, window, _), at in zip(joints, (base - window_start).tolist(), strict=True)]
     newer = mark(np.concatenate(rows), silent_ids)
-    begins = np.cumsum(window_end - base) - (window_end - base)  # of each stream's rows in `newer`
-    spans = zip((base - start).tolist(), (last - start).tolist(), begins.tolist(), lengths.tolist(), strict=True)
+    begins = np.cumsum(window_end - base) - (window_end - base)  # of each stream's rows there
+    spans = zip(joints, *columns(base - start, last - start, begins, begins + lengths), strict=True)
     older, shared = list[Marks](), list[Marks]()
-    for (frames, _, _), (low, high, begin, length) in zip(joints, spans, strict=True):
+    for (frames, _, _), low, high, begin, stop in spans:
         older.append(frames.marks[low:high])
-        shared.append(newer[begin : begin + length])
+        shared.append(newer[begin:stop])
     compared = np.concatenate(older), np.concatenate(shared)
     seams = find_seams(*compared, lengths, first - base, base == start, silent_ids[0])
 
-    kept = base - start + seams
-    n_after = window_end - base - seams
+    kept, begins = base - start + seams, begins + seams
+    n_all = kept + window_end - base - seams
     pieces = list[Marks]()
-    for (frames, _, _), low, high, n_new in zip(
-        joints, kept.tolist(), (begins + seams).tolist(), n_after.tolist(), strict=True
-    ):
-        pieces += [frames.marks[:low], newer[high : high + n_new]]
-    together = np.concatenate(pieces)
-    ends = np.cumsum(kept + n_after)
-    now_stable = np.minimum(np.maximum(n_stable, stable - start), kept + n_after)
+    for (frames, _, _), n_kept, begin, stop in zip(joints, *columns(kept, begins, begins + n_all - kept), strict=True):
+        pieces += [frames.marks[:n_kept], newer[begin:stop]]
+    together, ends = np.concatenate(pieces), np.cumsum(n_all)
+    n_stable = np.minimum(np.maximum(n_stable, stable - start), n_all)
+    places = zip(joints, rows, *columns(seams, kept, ends - n_all, ends, n_stable), strict=True)
+    # A view would keep the marks of all streams alive.
     return [
-        # A view would keep the marks of all streams alive.
-        frames.followed_by(together[low:high].copy(), of[seam:], n_kept, n)
-        for (frames, _, _), of, seam, n_kept, low, high, n in zip(
-            joints,
-            rows,
-            seams.tolist(),
-            kept.tolist(),
-            (ends - kept - n_after).tolist(),
-            ends.tolist(),
-            now_stable.tolist(),
-            strict=True,
-        )
+        frames.followed_by(together[low:high].copy(), of, seam, n_kept, n)
+        for (frames, _, _), of, seam, n_kept, low, high, n in places
     ]
+
+
+def columns(*arrays: NDArray[np.int64]) -> list[list[int]]:
+    return [array.tolist() for array in arrays]

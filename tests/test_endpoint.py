@@ -3,7 +3,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from core.endpoint import Endpoint, EndpointConfig, Measure, find_cut, find_endpoint, find_pause, longest_pause
+from core.endpoint import (
+    NEVER,
+    Endpoint,
+    EndpointConfig,
+    Lull,
+    Measure,
+    find_cut,
+    find_endpoint,
+    find_lull,
+    find_lulls,
+    find_pause,
+    longest_pause,
+)
 
 RULES = EndpointConfig(after_speech=10, loud_factor=3, before_speech=60, max_length=100)
 
@@ -104,3 +116,26 @@ def test_pauses_are_those_that_every_row_is_asked_for() -> None:
         assert found == slow_pause(*segment(line), slack, committed, first)
         n_found += found is not None
     assert 500 < n_found < 2500
+
+
+def test_most_rows_that_do_not_end_a_segment_are_told_by_their_lull() -> None:
+    rng, n_told = np.random.default_rng(0), 0
+    segments = []
+    for _ in range(1000):
+        n = int(rng.integers(1, 130))
+        line = rng.random(n) < rng.choice([0.0, 0.02, 0.1, 0.5])
+        line[: int(rng.integers(0, 70))] &= rng.random() < 0.5
+        segments.append(line)
+        lull = find_lull(line, RULES)
+        for n_stable in (n // 2, n):
+            endpoint = find_endpoint(line, lambda n=n: np.full(n, 0.001, np.float32), n_stable, RULES)
+            assert endpoint is None or lull.may_end(n_stable, RULES)
+            n_told += endpoint is None and not lull.may_end(n_stable, RULES)
+    assert n_told > 500
+    marks = [np.stack([2 * line, line, line], 1).astype(np.float32) for line in segments]  # id 2 is a letter
+    for part in marks:
+        part[:, 0] += (part[:, 0] == 0) & (rng.random(len(part)) < 0.5)  # id 1 is none
+    is_letter = np.array([False, False, True])
+    lulls = find_lulls(marks, [RULES.least_run] * len(marks), is_letter, 0)
+    assert lulls == [find_lull(line, RULES) for line in segments]
+    assert find_lulls([0 * marks[0]] * 3, [8] * 3, is_letter, 0) == [Lull(NEVER, len(marks[0]), False)] * 3

@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 from planted import ALPHABET, TOKENS
 
 from core.decoder import decode_greedy
-from core.seam import DELAY, DISAGREEMENT, Letters, find_many, find_seam, find_seams, prefix_distances
+from core.seam import (
+    DELAY,
+    DISAGREEMENT,
+    Letters,
+    Marks,
+    doubts,
+    find_seam,
+    find_seams,
+    letters,
+    prefix_distances,
+    seam_costs,
+)
 from core.stitcher import BLOCK, Emission, StitchedFrames, empty, mark, stitch, stitch_all
 
 N = len(TOKENS)
@@ -47,9 +58,14 @@ def jittered(line: str, moves: list[int]) -> str:
     return "".join(out)
 
 
+def seam_of(older: Marks, newer: Marks, first: int = 0, is_beginning: bool = True) -> int:
+    """`find_seam` of rows that two windows share."""
+    sides = [letters(of[:, 0].astype(int).tolist(), ALPHABET.blank) for of in (older, newer)]
+    return find_seam(*sides, seam_costs(doubts(older, newer).tolist()), first, is_beginning)
+
+
 def seam_between(older: np.ndarray, newer: np.ndarray) -> int:
-    marks, n = [mark(of, ALPHABET.silent) for of in (older, newer)], np.array([len(older)])
-    return int(find_seams(*marks, n, np.array([0]), np.array([True]), ALPHABET.blank)[0])
+    return seam_of(*(mark(of, ALPHABET.silent) for of in (older, newer)))
 
 
 def test_a_stream_begins_with_its_first_window() -> None:
@@ -216,15 +232,10 @@ def test_seams_of_many_streams_are_those_of_each(seed: int) -> None:
                 marks.append(np.stack([path, np.zeros(n), silence], 1).astype(np.float32))
         older, newer = map(np.concatenate, sides)
         ends = np.cumsum(lengths)
-        alone = [
-            find_seams(
-                older[a:b], newer[a:b], *(of[i : i + 1] for of in (lengths, first, is_beginning)), ALPHABET.blank
-            )
-            for i, (a, b) in enumerate(zip(ends - lengths, ends, strict=True))
-        ]
-        assert find_many(older, newer, lengths, first, is_beginning, ALPHABET.blank).tolist() == [
-            int(of[0]) for of in alone
-        ]
+        ends, expected = np.cumsum(lengths), []
+        for n, end, *of in zip(lengths, ends, first.tolist(), is_beginning.tolist(), strict=True):
+            expected.append(seam_of(older[end - n : end], newer[end - n : end], *of))
+        assert find_seams(older, newer, lengths, first, is_beginning, ALPHABET.blank).tolist() == expected
 
 
 def test_rows_that_were_put_aside_are_still_there() -> None:

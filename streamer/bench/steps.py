@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from copy import copy
 from dataclasses import dataclass, field
@@ -106,6 +107,8 @@ def steps_at_once(engine: Engine, streams: list[Stream], emitted: list[LogProbs]
     n_places = max(1, len(streams) - ROUNDS)
     places = [i % n_places for i in range(SESSIONS)]
     forks = [fork(streams[place]) for place in places]
+    gc.collect()
+    gc.freeze()  # as `streamer serve` does
     micros = []
     for turn in range(min(ROUNDS, len(streams))):
         tasks = [(stream, task) for stream in forks if (task := stream.next_pass()) is not None]
@@ -118,4 +121,5 @@ def steps_at_once(engine: Engine, streams: list[Stream], emitted: list[LogProbs]
         for (stream, task), log_probs in zip(tasks, rows, strict=True):
             if task.cut is not None:
                 engine.finalize(stream, task, log_probs)
+    gc.unfreeze()
     return micros[1:]

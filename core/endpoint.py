@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from core.seam import Marks
 
 NEVER = 1 << 60  # row of a letter that is not there
+DOUBT, HUSHED = 2.0, 0.3  # times `quiet_ratio`; share of the speech's energy that a whole pause with its edges has
 Measure = Callable[[], NDArray[np.float32]]  # (n_frames,) mean square of each frame's samples
 
 
@@ -50,7 +51,8 @@ class EndpointConfig:
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """Rows before `cut` belong to the ended segment, and its final pass, which may find another cut, reads those
-    before `end`.
+    before `end`. Of a pause that is a multiple of `slack + 1`: one that begins a row later by the letters of the pass
+    than by those of the steps mostly ends there, too, and no other pass has to be run.
 
     `has_speech` is False where silence is let go of. A pause may turn out to be none: see `find_pause`.
     """
@@ -171,7 +173,7 @@ def find_pause(
         lasted = earliest if earliest >= surely else quiet_row(measure(), has_letter[:begin], earliest, last, config)
         lasted = min(lasted, max(earliest, surely))
         if lasted <= last:
-            return Endpoint(lasted - half, lasted + config.slack, is_pause=True)
+            return Endpoint(lasted - half, lasted + -lasted % (config.slack + 1), is_pause=True)
     return None
 
 
@@ -184,6 +186,25 @@ def quiet_row(
     sums = np.cumsum(np.concatenate([[0.0], energy[first - half : last]]), dtype=np.float64)
     quiet = np.flatnonzero(sums[half:] - sums[:-half] <= half * loud)
     return first + int(quiet[0]) if len(quiet) else last + 1
+
+
+def may_be_pause(energy: NDArray[np.float32], loudness: float, config: EndpointConfig) -> bool:
+    """Whether a quiet pause may have lasted long enough in some rows, by their sound alone.
+
+    Their letters are not known yet. Where it was wrong, the pause is found later, and the same one.
+
+    Args:
+        energy: (n_frames,), those of the shortest pause first.
+        loudness: mean energy of the segment's letters so far; 0 without any.
+    """
+    half = max(1, config.after_speech // 2)
+    if len(energy) < 2 * half:
+        return False
+    speech = max(loudness, float(energy.mean()))
+    sums = np.cumsum(np.concatenate([[0.0], energy]), dtype=np.float64)
+    is_quiet = sums[2 * half :] - sums[half:-half] <= half * DOUBT * config.quiet_ratio * speech
+    is_hushed = sums[2 * half :] - sums[: -2 * half] <= 2 * half * HUSHED * speech
+    return bool((is_quiet & is_hushed).any())
 
 
 def longest_pause(has_letter: NDArray[np.bool_], first: int) -> int:

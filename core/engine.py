@@ -46,7 +46,7 @@ from core.silence import still_value
 from core.slots import Resident, Slot, Slots
 from core.statistics import Statistics
 from core.stitcher import Emission, Joint, LogProbs, StitchedFrames, stitch_all
-from core.stream import Pass, Stream, StreamConfig, hops_to_endpoint
+from core.stream import Pass, Stream, StreamConfig
 from core.tail import Memory, Step, emit_steps
 from core.transcript import Event, Transcript, Word, make_transcript, make_words
 
@@ -140,9 +140,9 @@ class Engine:
                 running = stream.statistics if slot.slots.is_running else None
                 statistics = self.statistics(stream, task) if running is None else None
                 moments = (0.0, 1.0) if statistics is None else statistics.moments
-                is_tail = slot.slots.keeps_past and stream.config.refresh < stream.config.window
+                is_tail = slot.slots.keeps_past and stream.refresh < stream.config.window
                 memory = replace(stream.memory) if is_tail else None
-                of_tail = memory, stream.config.refresh, not task.only_shows
+                of_tail = memory, stream.refresh, not task.only_shows
                 resident[slot.slots][i] = Resident(slot, stream.buffer, task.start_sample, moments, *of_tail, running)
             elif task.cut is not None or n < RECEPTIVE_FIELD or (stream.features is None and not self.model.halo):
                 plain[i] = self.window(stream, task)  # of final passes: to the bit what an offline pass gives
@@ -161,9 +161,9 @@ class Engine:
             for i in cached:
                 stream, task = work[i]
                 is_step = task.cut is None and stream.features is not None
-                if is_step and stream.config.refresh < stream.config.window:
+                if is_step and stream.refresh < stream.config.window:
                     memory = stream.memory_for(task)
-                    steps[i] = Step(heard.pop(i), task.start_sample // HOP, memory, stream.config.refresh)
+                    steps[i] = Step(heard.pop(i), task.start_sample // HOP, memory, stream.refresh)
             results |= zip(heard, self.model.emit_features(list(heard.values())), strict=True)
             results |= zip(steps, emit_steps(self.model, list(steps.values())), strict=True)
             for i, step in steps.items():
@@ -311,16 +311,16 @@ class Engine:
 
     def advance(self, stream: Stream, task: Pass, joined: Joined) -> list[Event]:
         """Takes over the frames of a step; perhaps a partial, perhaps an endpoint."""
-        config, frames = stream.config, joined.frames
+        frames = joined.frames
         if frames.stable_frame >= stream.shown.stable_frame:
             stream.shown = frames
         if task.only_shows:
             return self.partial(stream, joined.draft)
         stream.frames = frames
-        rules, lull = config.endpoint, joined.lull
-        stream.target = stream.stable_after(task) + config.hop * hops_to_endpoint(lull, frames.n_stable, config)
+        lull = joined.lull
+        stream.aim(lull, lambda: self.is_letter[frames.ids])
         endpoint = None
-        if lull.may_end(frames.n_stable, rules):
+        if lull.may_end(frames.n_stable, stream.config.endpoint):
             endpoint = stream.endpoint(self.is_letter[frames.ids], frames.n_stable)
         events: list[Event] = []
         if endpoint is None or endpoint.has_speech:
@@ -484,7 +484,6 @@ class Engine:
         n = frames.n_stable + config.hop + config.right
         stream.frames = frames.until(n)
         stream.shown = stream.shown.since(frame) if is_ahead else stream.frames
-        stream.target = stream.frames.stable_frame + config.hop
         stream.committed = stream.settled = ()
         stream.reviews = ()
         stream.reviewed_frame = stream.pause_frame = frame
@@ -492,6 +491,7 @@ class Engine:
         stream.settled_words, stream.settled_text, stream.settled_end = (), (), 0
         stream.settled_frame = frame
         stream.last_partial = ("", 0)
+        stream.begin_segment(self.is_letter[stream.frames.ids])
 
     def release(self, stream: Stream) -> None:
         """Gives up the samples that no later window reads."""

@@ -6,12 +6,14 @@ more, with context on both sides. Every decision depends on sample positions alo
 samples came.
 
 Not every step can end a segment: a pause must last first. Those between only show partials, and may be left out
-(`Stream.shows_all = False`) where time is short; the finals stay the same to the bit.
+(`Stream.shows_all = False`) where time is short; the finals stay the same to the bit. Of a stream that never shows
+partials steps are fewer yet (`Stream.only_ends`): most of its audio is too loud for a pause.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,15 +22,27 @@ from numpy.typing import NDArray
 from core.acoustic import Features
 from core.audio import HOP, SAMPLE_RATE, Samples, check_samples, n_frames, n_samples_for, to_seconds
 from core.decoder import Decode, WordSpan
-from core.endpoint import Endpoint, EndpointConfig, Lull, Measure, find_cut, find_endpoint, find_pause
+from core.endpoint import (
+    NEVER,
+    Endpoint,
+    EndpointConfig,
+    Lull,
+    Measure,
+    find_cut,
+    find_endpoint,
+    find_lull,
+    find_pause,
+    may_be_pause,
+)
 from core.ring_buffer import RingBuffer
 from core.slots import Slot
 from core.statistics import Statistics
 from core.stitcher import MARGIN, LogProbs, empty
-from core.tail import Memory
+from core.tail import LONGEST, Memory
 from core.transcript import Gap, Word
 
 OFTENEST = 50  # frames between two reviews
+REFRESH = 6  # frames that steps compute again where they find the ends of segments alone
 LATENCIES = ("low", "balanced", "accurate")
 
 
@@ -77,7 +91,12 @@ class StreamConfig:
         """Steps that may be left out in a row, and the one after them: no pause ends meanwhile, and enough left
         context remains."""
         needed = -(-(self.endpoint.after_speech + self.endpoint.slack) // self.hop)
-        return max(1, min(needed, 1 + (self.left - MARGIN) // self.hop))
+        return min(needed, self.farthest)
+
+    @property
+    def farthest(self) -> int:
+        """Hops from one step to the next, at most: enough left context remains."""
+        return max(1, 1 + (self.left - MARGIN) // self.hop)
 
     @classmethod
     def preset(
@@ -151,6 +170,9 @@ class Stream:
         self.shows_all = True  # False leaves those out
         self.shows_newest = False  # True leaves out all of them but the last that there is audio for
         self.target = config.hop  # first frame that is not stable after the next step that can end the segment
+        self.latest = config.hop * hops_to_endpoint(Lull(NEVER, 0, False), 0, config, is_loud=True)  # of that frame
+        self.earliest_row = config.endpoint.after_speech  # of the segment, the first by which a pause may have lasted
+        self.loudness = 0.0  # mean energy of its letters so far
         self.segment = 0
         self.n_samples = 0  # accepted so far
         self.processed_frame = 0  # first frame that was not stable when the segment before ended
@@ -229,6 +251,8 @@ class Stream:
         """The window to run next; None where more samples are needed first."""
         if self.pending is not None:
             return self.pending
+        if self.only_ends:
+            self.put_off()
         stable = min(self.target, self.next_shown) if self.shows_all else self.target
         if (step := self.step_to(stable, only_shows=stable < self.target)) is not None:
             return step
@@ -242,6 +266,55 @@ class Stream:
         if self.next_shown > self.target + self.config.window:
             return None
         return self.step_to(self.next_shown, only_shows=True)
+
+    @property
+    def only_ends(self) -> bool:
+        """Whether steps, which are run on this machine, serve nothing but to find the ends of segments."""
+        is_reviewed = self.config.commit_after < self.config.endpoint.max_length
+        return not (self.shows_all or self.shows_partials or is_reviewed or self.features is None)
+
+    @property
+    def refresh(self) -> int:
+        """Frames that a step computes again, besides the new ones."""
+        refresh = self.config.refresh
+        return min(refresh, REFRESH) if self.only_ends and refresh < self.config.window else refresh
+
+    def aim(self, lull: Lull, ask: Callable[[], NDArray[np.bool_]]) -> None:
+        """Decides when the next step that can end the segment is due.
+
+        Args:
+            ask: tells, where it matters, which of the segment's (n_frames,) rows have a letter.
+        """
+        frames, config = self.frames, self.config
+        self.target = frames.stable_frame + config.hop * hops_to_endpoint(lull, frames.n_stable, config)
+        if self.only_ends:
+            hops = hops_to_endpoint(lull, frames.n_stable, config, is_loud=True)
+            self.latest = frames.stable_frame + config.hop * hops
+            has_letter = ask()
+            n, letters = len(has_letter), np.flatnonzero(has_letter)
+            first = n - lull.run - config.endpoint.slack if len(letters) else n
+            self.earliest_row = max(0, first) + config.endpoint.after_speech
+            self.loudness = float(self.measure(n)()[letters].mean()) if len(letters) else 0.0
+
+    def put_off(self) -> None:
+        """Makes the next step larger while its audio is too loud for a quiet pause, and one that is not cannot end."""
+        config, first = self.config, self.earliest_row - self.config.endpoint.after_speech
+        while self.target < self.latest and n_samples_for(self.target + config.right) <= self.limit:
+            energy = self.measure(self.target + config.right - self.frames.start_frame)()[first:]
+            if may_be_pause(energy, self.loudness, config.endpoint):
+                self.latest = self.target
+            else:
+                self.target += config.hop
+
+    def begin_segment(self, has_letter: NDArray[np.bool_]) -> None:
+        """Decides when its first step is due, of whose frames so far (n_frames,) have a letter."""
+        if not self.only_ends:
+            self.target = self.frames.stable_frame + self.config.hop
+            return
+        self.aim(find_lull(has_letter, self.config.endpoint), lambda: has_letter)
+        if self.frames.start_frame > self.memory.origin + LONGEST // 2:
+            # Later a whole window would have to be computed again; a segment's first ones are the shortest.
+            self.memory = self.shown_memory = Memory()
 
     @property
     def limit(self) -> int:
@@ -261,7 +334,8 @@ class Stream:
         """The step after which that is the first frame that is not stable; None where its samples are not there yet."""
         config = self.config
         end = n_samples_for(stable + config.right)
-        start = HOP * max(0, stable - config.hop - config.left)
+        first = self.frames.start_frame if self.only_ends else 0
+        start = HOP * max(first, stable - config.hop - config.left)
         return Pass(start, end, only_shows=only_shows) if end <= self.limit else None
 
     def stable_after(self, step: Pass) -> int:
@@ -319,7 +393,7 @@ class Stream:
         if endpoint.end == n:
             return first + endpoint.cut
         if endpoint.end > n:
-            self.pause_frame = first + endpoint.end - rules.slack
+            self.pause_frame = first + endpoint.cut + rules.after_speech // 2
         if endpoint.end < n or first + endpoint.end <= self.frames.end_frame:
             self.pending = self.final_pass(endpoint)
         return None
@@ -356,11 +430,16 @@ class Stream:
         return Pass(self.context_start, n_samples_for(frames.end_frame), frames.end_frame, is_review=True)
 
 
-def hops_to_endpoint(lull: Lull, n_stable: int, config: StreamConfig) -> int:
-    """Steps until the segment can end: the pause that ends it has yet to last."""
+def hops_to_endpoint(lull: Lull, n_stable: int, config: StreamConfig, is_loud: bool = False) -> int:
+    """Steps until the segment can end: the pause that ends it has yet to last.
+
+    Args:
+        is_loud: whether none of them can be a quiet one.
+    """
     rules = config.endpoint
     if lull.first < rules.before_speech:
-        wait = min(rules.after_speech + rules.slack - lull.run, rules.max_length - n_stable)
+        least = rules.after_speech * (rules.loud_factor if is_loud else 1)
+        wait = min(least + rules.slack - lull.run, rules.max_length - n_stable)
     else:
         wait = rules.before_speech - n_stable
-    return max(1, min(-(-wait // config.hop), config.most_hops))
+    return max(1, min(-(-wait // config.hop), config.farthest if is_loud else config.most_hops))

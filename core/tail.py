@@ -54,7 +54,8 @@ class Memory:
         """
         if n_known and self.past is not None and start - self.past_frame + n <= self.past.shape[3]:
             return start - self.past_frame
-        past = keys.new_empty(n_layers, 2, keys.shape[1], ROOM * n, keys.shape[3])
+        room = max(ROOM * n, 0 if self.past is None else self.past.shape[3])  # windows at the beginning are shorter
+        past = keys.new_empty(n_layers, 2, keys.shape[1], room, keys.shape[3])
         if n_known:
             assert self.past is not None
             first = start - self.past_frame

@@ -15,6 +15,7 @@ from core.endpoint import (
     find_lulls,
     find_pause,
     longest_pause,
+    may_be_pause,
 )
 
 RULES = EndpointConfig(after_speech=10, loud_factor=3, before_speech=60, max_length=100)
@@ -45,7 +46,7 @@ def segment(line: str, quiet: float = 0.001) -> tuple[np.ndarray, Measure]:
 )
 def test_a_pause(line: str, lasted: int | None) -> None:
     assert RULES.slack == 1
-    endpoint = Endpoint(lasted - 5, lasted + 1, is_pause=True) if lasted else None
+    endpoint = Endpoint(lasted - 5, lasted + lasted % 2, is_pause=True) if lasted else None
     assert find_pause(*segment(line), RULES) == endpoint
     if lasted is None:
         return
@@ -54,6 +55,34 @@ def test_a_pause(line: str, lasted: int | None) -> None:
     assert find_endpoint(*segment(line), len(line), RULES) == (endpoint if len(line) > lasted else None)
     assert find_pause(*segment(line), RULES, first=len(line) + 1) is None
     assert find_pause(*segment(line), RULES, committed=len(line) - 4) is None
+
+
+def test_pauses_that_begin_a_little_later_mostly_end_with_the_same_row() -> None:
+    rules = EndpointConfig()
+    ends = [
+        find_pause(*segment("#" * n + "." * (rules.after_speech + rules.slack)), rules) for n in range(100, 100 + 24)
+    ]
+    assert all(end is not None and 0 <= end.end - (end.cut + 25) <= rules.slack for end in ends)
+    assert len({end.end for end in ends if end}) == 5
+
+
+@pytest.mark.parametrize(
+    ("line", "loudness", "may_be"),
+    [
+        ("." * 9, 1.0, False),  # too short
+        ("." * 10, 1.0, True),
+        ("#" * 20, 1.0, False),
+        ("-" * 20, 1.0, False),  # a loud pause is another matter
+        ("-" * 20, 100.0, True),  # beside such letters it is quiet
+        ("#" * 10 + "." * 5 + "#" * 10, 1.0, False),  # a word is just beginning
+        ("##" + "." * 8, 1.0, True),
+        ("####" + "." * 6, 1.0, False),
+        ("#" * 20 + "." * 10 + "#" * 20, 0.0, True),
+        ("." * 10, 0.0, False),  # nothing but noise
+    ],
+)
+def test_what_may_be_a_pause_by_its_sound(line: str, loudness: float, may_be: bool) -> None:
+    assert may_be_pause(segment(line)[1](), loudness, RULES) == may_be
 
 
 def test_a_pause_that_seems_a_little_short_is_asked_for() -> None:
@@ -101,7 +130,7 @@ def slow_pause(has_letter: np.ndarray, measure: Measure, slack: int, committed: 
         for row in range(letter + 1 + least, last + 1):
             is_long = row >= letter + 1 + RULES.loud_factor * least
             if row >= max(first, committed + half) and (is_long or float(energy[row - half : row].mean()) <= loud):
-                return Endpoint(row - half, row + RULES.slack, is_pause=True)
+                return Endpoint(row - half, row + -row % (RULES.slack + 1), is_pause=True)
     return None
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import PlantedModel, plant
 
-from core.audio import HOP, SAMPLE_RATE
+from core.audio import HOP, SAMPLE_RATE, n_frames
 from core.endpoint import EndpointConfig
 from core.engine import Engine
 from core.offline import transcribe_offline
@@ -151,6 +151,56 @@ def test_finals_do_not_depend_on_the_hop(data: st.DataObject, pauses: list[int])
         heard.append(finals(run(engine, samples, config, [])))
         assert finals(run(engine, samples, replace(config, commit_after=data.draw(st.integers(0, 60))), []))
     assert heard[0] == heard[1] == transcribe_offline(engine, samples, config)
+
+
+def run_without_partials(engine: Engine, samples: np.ndarray, config: StreamConfig, n: int) -> list[Event]:
+    """With `n` samples at once."""
+    stream = engine.new_stream(config)
+    stream.shows_all = stream.shows_partials = False
+    events: list[Event] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stream, "only_ends", True)  # else of models alone whose features are kept
+        for start in range(0, len(samples), n):
+            stream.push(samples[start : start + n])
+            events += engine.drain(stream)
+        stream.finish()
+        return events + engine.drain(stream)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), pauses=st.lists(st.integers(5, 200), min_size=1, max_size=8), noise=st.sampled_from([0, 0.1]))
+def test_streams_that_show_no_partials_have_the_same_finals(
+    data: st.DataObject, pauses: list[int], noise: float
+) -> None:
+    """Their steps are fewer where the audio is loud, and shorter behind a pause."""
+    engine = Engine(PlantedModel())
+    words = [f"{'ABCDEFGH'[i]}WORDS {'XYZ'[i % 3]}MORE" for i in range(8)]
+    parts = [plant(word, tail=tail)[:-80] for word, tail in zip(words, pauses, strict=False)]
+    samples = np.concatenate([*parts, np.zeros(80, np.float32)])
+    samples[np.arange(len(samples)) % HOP > 0] += noise  # between the samples that the model reads
+    rules = EndpointConfig(data.draw(st.integers(10, 60)), max_length=data.draw(st.integers(120, 400)))
+    config = replace(StreamConfig.preset(data.draw(st.sampled_from(["low", "balanced", "accurate"]))), endpoint=rules)
+    whole = finals(run(engine, samples, config, []))
+    assert finals(run_without_partials(engine, samples, config, data.draw(st.integers(1000, 40_000)))) == whole
+    assert transcribe_offline(engine, samples, config) == whole
+
+
+def test_a_step_waits_while_no_pause_can_be_over() -> None:
+    class Recorded(PlantedModel):
+        def read(self, window: np.ndarray) -> np.ndarray:
+            n_heard.append(n_frames(len(window)))
+            return super().read(window)
+
+    def steps(text: str, tail: int) -> list[int]:
+        """Frames of the windows."""
+        n_heard.clear()
+        run_without_partials(Engine(Recorded()), plant(text, 0, tail), StreamConfig.preset("balanced"), HOP)
+        return list(n_heard)
+
+    n_heard: list[int] = []
+
+    assert steps("A" * 600, 0) == [175, 250, 250, 600], "as a pause that is not quiet needs it"
+    assert steps("A" * 160, 80)[:3] == [175, 225, 210], "the first hop by which the quiet one has lasted long enough"
 
 
 class Unsure(PlantedModel):

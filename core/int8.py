@@ -106,9 +106,8 @@ class Int8Product(nn.Module):
 
     def multiply_each(self, rows: Tensor) -> Tensor:
         integers, scales, zero = rounded_each(rows, self.after_gelu)
-        y = self.multiply(integers, 1.0, zero)
-        y[: len(rows)].mul_(scales)
-        return y if self.bias is None else y.add_(self.bias)
+        y = self.multiply(integers, 1.0, zero)[: len(rows)]
+        return y.mul_(scales) if self.bias is None else torch.addcmul(self.bias, y, scales, out=y)
 
     def multiply(
         self, integers: Tensor, scale: float, zero: int, bias: Tensor | None = None, post: str = "none", how: str = ""

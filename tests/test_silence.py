@@ -56,7 +56,7 @@ def test_speech_around_silence_reads_the_same(sample: Path, gain_db: int, monkey
     engine = Engine(model)
     found, stepped = listen(engine, samples, WHOLE), listen(engine, samples)
     assert engine.still.cache_info().hits > 10
-    monkeypatch.setattr("core.engine.still_value", lambda *_: None)
+    monkeypatch.setattr("core.emitter.still_value", lambda *_: None)
     plain = Engine(model)
     assert listen(plain, samples, WHOLE) == found
     assert finals(listen(plain, samples)) == finals(stepped) == finals(found) and len(finals(found)) == 2

@@ -14,6 +14,8 @@ from core.stitcher import LogProbs
 from core.stream import Stream, StreamConfig
 from core.transcript import Transcript
 
+AROUND = 200  # frames by which the windows of a long recording overlap
+
 
 def transcribe_offline(
     engine: Engine, samples: Samples, config: StreamConfig | None = None, decode: Decode | None = None
@@ -50,7 +52,7 @@ def emit_long(engine: Engine, samples: Samples, stream: Stream) -> LogProbs:
         samples = normalize(samples)
     config = stream.config
     total = n_frames(max(len(samples), RECEPTIVE_FIELD))
-    longest, margin = config.endpoint.max_length + 4 * config.context, 2 * config.context
+    longest, margin = config.endpoint.max_length + 2 * AROUND, AROUND
     rows = np.zeros((0, len(engine.alphabet.tokens)), np.float32)
     while len(rows) < total:
         start = max(0, len(rows) - margin)

@@ -32,6 +32,7 @@ class EndpointConfig:
     slack: int = field(
         init=False, repr=False
     )  # frames by which a letter may lie elsewhere in a window than in the whole
+    grain: int = field(init=False, repr=False)  # final passes that end a pause end at multiples of so many rows
     least_run: int = field(init=False, repr=False)  # rows without letters, in a window, below which there is no pause
 
     def __post_init__(self) -> None:
@@ -45,14 +46,16 @@ class EndpointConfig:
                 f"max_length must be at least twice after_speech. Found: {self.max_length} and {self.after_speech}"
             )
         object.__setattr__(self, "slack", min(5, self.after_speech // 10))
+        object.__setattr__(self, "grain", self.slack // 2 + 1)
         object.__setattr__(self, "least_run", self.after_speech - 2 * self.slack)
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """Rows before `cut` belong to the ended segment, and its final pass, which may find another cut, reads those
-    before `end`. Of a pause that is a multiple of `slack + 1`: one that begins a row later by the letters of the pass
-    than by those of the steps mostly ends there, too, and no other pass has to be run.
+    before `end`: some rows behind a pause, in which a word may begin. They are a multiple of `grain`, so that where the
+    pause begins a row later by the letters of the pass than by those of the steps, it mostly ends there all the same,
+    and no other pass has to be run.
 
     `has_speech` is False where silence is let go of. A pause may turn out to be none: see `find_pause`.
     """
@@ -173,7 +176,7 @@ def find_pause(
         lasted = earliest if earliest >= surely else quiet_row(measure(), has_letter[:begin], earliest, last, config)
         lasted = min(lasted, max(earliest, surely))
         if lasted <= last:
-            return Endpoint(lasted - half, lasted + -lasted % (config.slack + 1), is_pause=True)
+            return Endpoint(lasted - half, (lasted + config.slack) // config.grain * config.grain, is_pause=True)
     return None
 
 

@@ -46,7 +46,7 @@ def segment(line: str, quiet: float = 0.001) -> tuple[np.ndarray, Measure]:
 )
 def test_a_pause(line: str, lasted: int | None) -> None:
     assert RULES.slack == 1
-    endpoint = Endpoint(lasted - 5, lasted + lasted % 2, is_pause=True) if lasted else None
+    endpoint = Endpoint(lasted - 5, lasted + 1, is_pause=True) if lasted else None
     assert find_pause(*segment(line), RULES) == endpoint
     if lasted is None:
         return
@@ -62,8 +62,8 @@ def test_pauses_that_begin_a_little_later_mostly_end_with_the_same_row() -> None
     ends = [
         find_pause(*segment("#" * n + "." * (rules.after_speech + rules.slack)), rules) for n in range(100, 100 + 24)
     ]
-    assert all(end is not None and 0 <= end.end - (end.cut + 25) <= rules.slack for end in ends)
-    assert len({end.end for end in ends if end}) == 5
+    assert all(end is not None and 3 <= end.end - (end.cut + 25) <= rules.slack for end in ends)
+    assert len({end.end for end in ends if end}) in (8, 9)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def slow_pause(has_letter: np.ndarray, measure: Measure, slack: int, committed: 
         for row in range(letter + 1 + least, last + 1):
             is_long = row >= letter + 1 + RULES.loud_factor * least
             if row >= max(first, committed + half) and (is_long or float(energy[row - half : row].mean()) <= loud):
-                return Endpoint(row - half, row + -row % (RULES.slack + 1), is_pause=True)
+                return Endpoint(row - half, row + RULES.slack, is_pause=True)
     return None
 
 

@@ -173,7 +173,7 @@ class Stream:
         self.shows_newest = False  # True leaves out all of them but the last that there is audio for
         self.target = config.hop  # first frame that is not stable after the next step that can end the segment
         self.latest = config.hop * hops_to_endpoint(Lull(NEVER, 0, False), 0, config, is_loud=True)  # of that frame
-        self.earliest_row = config.endpoint.after_speech  # of the segment, the first by which a pause may have lasted
+        self.hushed_row = 0  # of the segment, the first behind its last letter; a letter may lie a little elsewhere
         self.loudness = 0.0  # mean energy of its letters so far
         self.segment = 0
         self.n_samples = 0  # accepted so far
@@ -293,17 +293,16 @@ class Stream:
             hops = hops_to_endpoint(lull, frames.n_stable, config, is_loud=True)
             self.latest = frames.stable_frame + config.hop * hops
             has_letter = ask()
-            n, letters = len(has_letter), np.flatnonzero(has_letter)
-            first = n - lull.run - config.endpoint.slack if len(letters) else n
-            self.earliest_row = max(0, first) + config.endpoint.after_speech
-            self.loudness = float(self.measure(n)()[letters].mean()) if len(letters) else 0.0
+            n = len(has_letter)
+            self.hushed_row = max(0, n - lull.run - config.endpoint.slack) if has_letter.any() else n
+            self.loudness = float(self.measure(n)()[has_letter].mean()) if has_letter.any() else 0.0
 
     def put_off(self) -> None:
         """Makes the next step larger while its audio is too loud for a quiet pause, and one that is not cannot end."""
-        config, first = self.config, self.earliest_row - self.config.endpoint.after_speech
+        config = self.config
         while self.target < self.latest and n_samples_for(self.target + config.right) <= self.limit:
-            energy = self.measure(self.target + config.right - self.frames.start_frame)()[first:]
-            if may_be_pause(energy, self.loudness, config.endpoint):
+            energy = self.measure(self.target + config.right - self.frames.start_frame, self.hushed_row)
+            if may_be_pause(energy(), self.loudness, config.endpoint):
                 self.latest = self.target
             else:
                 self.target += config.hop
@@ -400,12 +399,12 @@ class Stream:
             self.pending = self.final_pass(endpoint)
         return None
 
-    def measure(self, n: int) -> Measure:
-        """Mean square of the samples of each of the segment's first `n` frames, a hop each."""
-        first = HOP * self.frames.start_frame
+    def measure(self, n: int, first: int = 0) -> Measure:
+        """Mean square of the samples of each of the segment's first `n` frames, a hop each, from frame `first` on."""
+        start = HOP * self.frames.start_frame
 
         def energy() -> NDArray[np.float32]:
-            samples = self.buffer.read(first, first + HOP * n).reshape(n, HOP)
+            samples = self.buffer.read(start + HOP * first, start + HOP * max(first, n)).reshape(-1, HOP)
             return np.asarray(np.einsum("ij,ij->i", samples, samples) / HOP)
 
         return energy

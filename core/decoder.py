@@ -98,22 +98,20 @@ class GreedyDecoder:
 
     alphabet: Alphabet
 
-    def __call__(self, log_probs: LogProbs, start_frame: int, ids: Ids | None = None) -> list[WordSpan]:
-        return decode_greedy(log_probs, start_frame, self.alphabet, ids)
+    def __call__(self, log_probs: LogProbs, start_frame: int) -> list[WordSpan]:
+        return decode_greedy(log_probs, start_frame, self.alphabet)
 
 
-def decode_greedy(log_probs: LogProbs, start_frame: int, alphabet: Alphabet, ids: Ids | None = None) -> list[WordSpan]:
+def decode_greedy(log_probs: LogProbs, start_frame: int, alphabet: Alphabet) -> list[WordSpan]:
     """The words of the best path.
 
     Args:
         log_probs: (n_frames, n_vocab), raw frames with blanks.
         start_frame: the stream's frame of row 0.
-        ids: (n_frames,) the likeliest of each row, where they are known.
 
     `A A _ A | B` -> `AA` and `B`.
     """
-    if ids is None:
-        ids = log_probs.argmax(1) if len(log_probs) else np.zeros(0, np.int64)
+    ids = log_probs.argmax(1) if len(log_probs) else np.zeros(0, np.int64)
     return decode_path(Path(ids, log_probs[np.arange(len(ids)), ids], start_frame), alphabet)
 
 
@@ -124,6 +122,10 @@ class Path:
     ids: Ids  # (n_frames,)
     scores: Scores  # (n_frames,)
     start_frame: int  # the stream's frame of the first
+
+    @classmethod
+    def of(cls, marks: Marks, start_frame: int) -> Path:
+        return cls(marks[:, 0].astype(np.int64), marks[:, 1], start_frame)
 
 
 def confidence_of(mean: float) -> float:
@@ -205,9 +207,8 @@ def spell_paths(paths: Sequence[tuple[Marks, int]], alphabet: Alphabet) -> Spell
     rows = np.flatnonzero(together[:, 0] != alphabet.blank)  # of all paths, one behind the other
     tokens, scores = together[rows, 0].astype(np.int64), together[rows, 1]
     owners = np.searchsorted(ends, rows, "right")  # which path a row is of
-    is_near = (np.diff(rows) == 1) & (owners[1:] == owners[:-1])
     is_repeat = np.zeros(len(rows), np.bool_)
-    is_repeat[1:] = (tokens[1:] == tokens[:-1]) & is_near
+    is_repeat[1:] = (tokens[1:] == tokens[:-1]) & (np.diff(rows) == 1) & (owners[1:] == owners[:-1])
     n_delimiters = np.cumsum(tokens == alphabet.delimiter)
 
     # From here on rows with letters alone.

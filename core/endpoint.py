@@ -29,9 +29,7 @@ class EndpointConfig:
     before_speech: int = 150  # silence without any word that is let go of
     max_length: int = 1000  # a segment of this length is cut at its best seam
     quiet_ratio: float = 0.1  # quiet: energy below this share of the speech's
-    slack: int = field(
-        init=False, repr=False
-    )  # frames by which a letter may lie elsewhere in a window than in the whole
+    slack: int = field(init=False, repr=False)  # frames by which a letter may lie elsewhere than in the whole segment
     grain: int = field(init=False, repr=False)  # final passes that end a pause end at multiples of so many rows
     least_run: int = field(init=False, repr=False)  # rows without letters, in a window, below which there is no pause
 

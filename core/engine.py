@@ -18,7 +18,7 @@ from core.commitment import UNSURE_AFTER, after, keep_committed, n_agreed
 from core.decoder import Alphabet, Decode, DecodeStates, GreedyDecoder, Path, WordSpan, decode_path, draft
 from core.emitter import Emitter
 from core.endpoint import NEVER, Lull, find_lull, find_lulls
-from core.partials import Draft, Unsettled, draft_all
+from core.partials import Draft, Unsettled, count_settled, draft_all
 from core.seam import FEW
 from core.stitcher import Emission, Joint, LogProbs, StitchedFrames, stitch_all
 from core.stream import Pass, Stream, StreamConfig
@@ -195,10 +195,9 @@ class Engine(Emitter):
 
     def read(self, stream: Stream, alphabet: Alphabet) -> list[WordSpan]:
         """The words after the settled ones, greedily. Those that a letter of a stable frame follows are settled."""
-        frames, first = stream.shown, stream.settled_frame - stream.shown.start_frame
-        new = decode_path(Path(frames.ids[first:], frames.scores[first:], stream.settled_frame), alphabet)
-        stable = stream.frames.stable_frame
-        if (n_settled := sum([span.start_frame < stable for span in new]) - 1) > 0:
+        first = stream.settled_frame
+        new = decode_path(Path.of(stream.shown.marks[first - stream.shown.start_frame :], first), alphabet)
+        if n_settled := count_settled(new, stream.frames.stable_frame):
             stream.settled, stream.settled_frame = (*stream.settled, *new[:n_settled]), new[n_settled].start_frame
         return new
 
@@ -214,8 +213,7 @@ class Engine(Emitter):
         if (text, 0) == stream.last_partial:
             return []
         stream.last_partial = (text, 0)
-        start_s, end_s = stream.frames.start_frame / FRAMES_PER_SECOND, stream.shown.end_frame / FRAMES_PER_SECOND
-        return [make_transcript(stream.segment, False, words, start_s, end_s, text, 0)]
+        return [self.transcript(stream, words, stream.shown.end_frame, False, text, 0)]
 
     def review(self, stream: Stream, task: Pass, log_probs: LogProbs) -> list[Event]:
         """Commits words of a pass over the segment so far on which those before it agree."""
@@ -246,23 +244,24 @@ class Engine(Emitter):
         before, told, n_before = stream.told
         known = told if n_before == n and words[: len(before)] == before else ()
         first = words[len(known) - 1].end_frame if known else 0
-        made = (*known, *self.made(words[len(known) :], first, n - len(known), end_frame, n_samples_for(end_frame)))
+        heard_s, new = to_seconds(n_samples_for(end_frame)), words[len(known) :]
+        made = (*known, *make_words(new, self.confidence, first, n - len(known), end_frame, heard_s))
         n_settled = min(len(stream.settled), len(words))
         stream.told = (words[:n_settled], made[: max(0, n_settled - 1)], n)
         return [self.transcript(stream, made, end_frame, False, text)]
 
-    def made(
-        self, spans: Sequence[WordSpan], first: int, n_committed: int, end_frame: int, end_sample: int
-    ) -> list[Word]:
-        """`make_words` up to `end_sample`, the first that was not heard."""
-        return make_words(spans, self.confidence, first, n_committed, end_frame, to_seconds(end_sample))
-
     def transcript(
-        self, stream: Stream, words: tuple[Word, ...], end_frame: int, is_final: bool, text: str | None = None
+        self,
+        stream: Stream,
+        words: tuple[Word, ...],
+        end_frame: int,
+        is_final: bool,
+        text: str | None = None,
+        n_committed: int | None = None,
     ) -> Transcript:
         """What is told of the segment, which has been heard up to `end_frame`."""
         start_s, end_s = stream.frames.start_frame / FRAMES_PER_SECOND, end_frame / FRAMES_PER_SECOND
-        return make_transcript(stream.segment, is_final, words, start_s, end_s, text)
+        return make_transcript(stream.segment, is_final, words, start_s, end_s, text, n_committed)
 
     def confidence_of(self, heard: float) -> float:
         """How likely a word is right, in [0, 1], by how likely its letters are."""
@@ -299,7 +298,8 @@ class Engine(Emitter):
         spans = keep_committed(self.words(stream, task, rows[: cut - first]), stream.committed)
         events: list[Event] = []
         if spans or stream.last_partial[0]:  # without words it takes the partial back
-            words = tuple(self.made(spans, 0, len(spans), cut, task.end_sample))
+            heard_s = to_seconds(task.end_sample)
+            words = tuple(make_words(spans, self.confidence, 0, len(spans), cut, heard_s))
             events = [self.transcript(stream, words, cut, bool(words))]
         if spans:
             stream.segment += 1

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from core.audio import n_samples_for, to_seconds
-from core.decoder import Alphabet, Path, decode_path, spell_paths
+from core.decoder import Alphabet, Path, WordSpan, decode_path, spell_paths
 from core.seam import FEW, Marks
 from core.transcript import LEAD, TRAIL, Word, make_words, widen
 
@@ -38,11 +38,16 @@ class Draft:
     settled_end: int  # where the last of them ends
 
 
+def count_settled(spans: Sequence[WordSpan], stable_frame: int) -> int:
+    """Of the first words, those that a letter of a stable frame follows."""
+    return max(0, sum([span.start_frame < stable_frame for span in spans]) - 1)
+
+
 def draft_one(of: Unsettled, alphabet: Alphabet, confidence: Confidence) -> Draft:
-    spans = decode_path(Path(of.marks[:, 0].astype(np.int64), of.marks[:, 1], of.start_frame), alphabet)
+    spans = decode_path(Path.of(of.marks, of.start_frame), alphabet)
     heard_s = to_seconds(n_samples_for(of.end_frame))
     words = make_words(spans, confidence, of.settled_end, 0, of.end_frame, heard_s)
-    n_settled = max(0, sum([span.start_frame < of.stable_frame for span in spans]) - 1)
+    n_settled = count_settled(spans, of.stable_frame)
     place = (spans[n_settled].start_frame, spans[n_settled - 1].end_frame) if n_settled else (0, 0)
     return Draft(" ".join([word.text for word in words]), words, n_settled, *place)
 

@@ -22,9 +22,7 @@ Letters = list[tuple[int, int]]  # row and token of each
 FEW = 6  # streams whose seams and words are found sooner one by one
 MAX_MOVE = 6  # frames that a letter moves at most between two windows
 UNIT = 20  # distance of a letter that one window lacks; one that moved is as many away as frames: the nearer is right
-DISAGREEMENT = (
-    400_000  # cost of each distance before the seam, where a row whose silence is sure is cheaper by 1,000,000
-)
+DISAGREEMENT = 400_000  # cost of each distance before the seam; a window that is sure of a letter there costs 1,000,000
 DELAY = 10_000  # cost of every frame that keeps the older row, which knew less of what follows
 
 
@@ -39,13 +37,15 @@ def doubts(older: Marks, newer: Marks) -> Ints:
     return np.rint(1e6 * (2 - older[:, 2].astype(np.float64) - newer[:, 2])).astype(np.int64)
 
 
-def seam_costs(doubt: list[int]) -> list[int]:
-    """Of a seam before each row: how unsure both windows are of silence on either side.
+def seam_costs(doubt: Ints) -> Ints:
+    """(…, row) of a seam before each row: how unsure both windows are of silence on either side.
 
     Of equals the earlier is the better, since the newer window knows more of what follows.
     """
-    pairs = zip(doubt, doubt[:1] + doubt, strict=False)
-    return [here + last + DELAY * row for row, (here, last) in enumerate(pairs)]
+    costs = doubt + DELAY * np.arange(doubt.shape[-1])
+    costs[..., :1] += doubt[..., :1]
+    costs[..., 1:] += doubt[..., :-1]
+    return costs
 
 
 def prefix_distances(older: Letters, newer: Letters, is_beginning: bool = False) -> Iterator[list[float]]:
@@ -155,9 +155,7 @@ def find_seams(
     is_row = row < lengths[:, None]  # (stream, row)
     doubt = np.zeros(is_row.shape, np.int64)
     doubt[is_row] = doubts(older, newer)
-    costs = doubt + DELAY * row
-    costs[:, 1:] += doubt[:, :-1]
-    costs[:, 0] += doubt[:, 0]
+    costs = seam_costs(doubt)
     sides = [padded_letters(marks, is_row, blank) for marks in (older, newer)]
     (old_begins, old), (new_begins, new) = sides
     n = min(old.shape[2], new.shape[2])

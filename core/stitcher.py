@@ -152,9 +152,9 @@ def stitch(frames: StitchedFrames, window: Emission, stable_frame: int, silent_i
     base, last = max(window.start_frame, begin, stable - MARGIN), min(end, max(stable_frame, first))
     rows = window.log_probs[base - window.start_frame :]
     newer, older = mark(rows, silent_ids), frames.marks[base - begin : last - begin]
-    doubt = doubts(older, newer[: len(older)]).tolist()
+    costs = seam_costs(doubts(older, newer[: len(older)])).tolist()
     old, new = (letters(of[: len(older), 0].astype(np.int64).tolist(), silent_ids[0]) for of in (older, newer))
-    seam = find_seam(old, new, seam_costs(doubt), first - base, base == begin)
+    seam = find_seam(old, new, costs, first - base, base == begin)
     kept = base - begin + seam
     marks = np.concatenate([frames.marks[:kept], newer[seam:]])
     n_stable = min(max(frames.n_stable, stable_frame - begin), len(marks))

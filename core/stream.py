@@ -294,8 +294,10 @@ class Stream:
             self.latest = frames.stable_frame + config.hop * hops
             has_letter = ask()
             n = len(has_letter)
-            self.hushed_row = max(0, n - lull.run - config.endpoint.slack) if has_letter.any() else n
-            self.loudness = float(self.measure(n)()[has_letter].mean()) if has_letter.any() else 0.0
+            self.hushed_row, self.loudness = n, 0.0
+            if lull.first < NEVER:
+                self.hushed_row = max(0, n - lull.run - config.endpoint.slack)
+                self.loudness = float(self.measure(n)()[has_letter].mean())
 
     def put_off(self) -> None:
         """Makes the next step larger while its audio is too loud for a quiet pause, and one that is not cannot end."""

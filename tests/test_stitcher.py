@@ -61,7 +61,7 @@ def jittered(line: str, moves: list[int]) -> str:
 def seam_of(older: Marks, newer: Marks, first: int = 0, is_beginning: bool = True) -> int:
     """`find_seam` of rows that two windows share."""
     sides = [letters(of[:, 0].astype(int).tolist(), ALPHABET.blank) for of in (older, newer)]
-    return find_seam(*sides, seam_costs(doubts(older, newer).tolist()), first, is_beginning)
+    return find_seam(*sides, seam_costs(doubts(older, newer)).tolist(), first, is_beginning)
 
 
 def seam_between(older: np.ndarray, newer: np.ndarray) -> int:

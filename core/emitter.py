@@ -23,8 +23,9 @@ from core.silence import still_value
 from core.slots import Resident, Slot, Slots
 from core.statistics import Statistics
 from core.stitcher import LogProbs
-from core.stream import Pass, Stream, StreamConfig
+from core.stream import Stream
 from core.tail import Memory, Step, emit_steps
+from core.windows import Pass, StreamConfig
 
 MOST_SHAPES = 4  # of windows that slots are made for; streams with others have none
 MOST_STILL = 64  # windows without any change whose log-probabilities are kept
@@ -79,9 +80,9 @@ class Emitter:
                 running = stream.statistics if slot.slots.is_running else None
                 statistics = self.statistics(stream, task) if running is None else None
                 moments = (0.0, 1.0) if statistics is None else statistics.moments
-                is_tail = slot.slots.keeps_past and stream.refresh < stream.config.window
+                is_tail = slot.slots.keeps_past and stream.config.refresh < stream.config.window
                 memory = replace(stream.memory) if is_tail else None
-                of_tail = memory, stream.refresh, not task.only_shows
+                of_tail = memory, stream.config.refresh, not task.only_shows
                 resident[slot.slots][i] = Resident(slot, stream.buffer, task.start_sample, moments, *of_tail, running)
             elif task.cut is not None or n < RECEPTIVE_FIELD or (stream.features is None and not self.model.halo):
                 plain[i] = self.window(stream, task)  # of final passes: to the bit what an offline pass gives
@@ -100,9 +101,9 @@ class Emitter:
             for i in cached:
                 stream, task = work[i]
                 is_step = task.cut is None and stream.features is not None
-                if is_step and stream.refresh < stream.config.window:
+                if is_step and stream.config.refresh < stream.config.window:
                     memory = stream.memory_for(task)
-                    steps[i] = Step(heard.pop(i), task.start_sample // HOP, memory, stream.refresh)
+                    steps[i] = Step(heard.pop(i), task.start_sample // HOP, memory, stream.config.refresh)
             results |= zip(heard, self.model.emit_features(list(heard.values())), strict=True)
             results |= zip(steps, emit_steps(self.model, list(steps.values())), strict=True)
             for i, step in steps.items():

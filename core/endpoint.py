@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from core.seam import Marks
 
 NEVER = 1 << 60  # row of a letter that is not there
-DOUBT, HUSHED = 2.0, 0.3  # times `quiet_ratio`; share of the speech's energy that a whole pause with its edges has
 Measure = Callable[[], NDArray[np.float32]]  # (n_frames,) mean square of each frame's samples
 
 
@@ -187,25 +186,6 @@ def quiet_row(
     sums = np.cumsum(np.concatenate([[0.0], energy[first - half : last]]), dtype=np.float64)
     quiet = np.flatnonzero(sums[half:] - sums[:-half] <= half * loud)
     return first + int(quiet[0]) if len(quiet) else last + 1
-
-
-def may_be_pause(energy: NDArray[np.float32], loudness: float, config: EndpointConfig) -> bool:
-    """Whether a quiet pause may have lasted long enough in some rows, by their sound alone.
-
-    Their letters are not known yet. Where it was wrong, the pause is found later, and the same one.
-
-    Args:
-        energy: (n_frames,), those of the shortest pause first.
-        loudness: mean energy of the segment's letters so far; 0 without any.
-    """
-    half = max(1, config.after_speech // 2)
-    if len(energy) < 2 * half:
-        return False
-    speech = max(loudness, float(energy.mean()))
-    sums = np.cumsum(np.concatenate([[0.0], energy]), dtype=np.float64)
-    is_quiet = sums[2 * half :] - sums[half:-half] <= half * DOUBT * config.quiet_ratio * speech
-    is_hushed = sums[2 * half :] - sums[: -2 * half] <= 2 * half * HUSHED * speech
-    return bool((is_quiet & is_hushed).any())
 
 
 def longest_pause(has_letter: NDArray[np.bool_], first: int) -> int:

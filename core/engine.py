@@ -21,8 +21,9 @@ from core.endpoint import NEVER, Lull, find_lull, find_lulls
 from core.partials import Draft, Unsettled, count_settled, draft_all
 from core.seam import FEW
 from core.stitcher import Emission, Joint, LogProbs, StitchedFrames, stitch_all
-from core.stream import Pass, Stream, StreamConfig
+from core.stream import Stream
 from core.transcript import Event, Transcript, Word, make_transcript, make_words
+from core.windows import Pass, StreamConfig
 
 STEADY_AGE = 18  # stable frames after a word, for it to be shown where partials are steady
 SETTLE = 120  # stable frames that are decoded again at each step, where what follows may change the words before
@@ -45,6 +46,7 @@ class Engine(Emitter):
         super().__init__(model)
         self.alphabet = model.alphabet
         self.is_letter = self.alphabet.is_letter()
+        self.a_letter = int(self.is_letter.argmax())
         self.decode: Decode = decode or GreedyDecoder(self.alphabet)
         self.confidence = lru_cache(MOST_CONFIDENCES)(self.confidence_of)
 
@@ -82,8 +84,10 @@ class Engine(Emitter):
         joints: dict[int, Joint] = {}
         for i, (stream, task) in enumerate(work):
             if task.cut is None:
-                frames = stream.shown if task.only_shows else stream.frames
-                joints[i] = (frames, Emission(emitted[i], task.start_sample // HOP), stream.stable_after(task))
+                frames, start = stream.shown if task.only_shows else stream.frames, task.start_sample // HOP
+                if start > frames.end_frame:
+                    frames = frames.unheard_until(start, self.a_letter)
+                joints[i] = (frames, Emission(emitted[i], start), stream.stable_after(task))
         joined = dict(zip(joints, stitch_all(list(joints.values()), self.alphabet.silent), strict=True))
         return [joined.get(i) for i in range(len(work))]
 
@@ -151,14 +155,19 @@ class Engine(Emitter):
 
     def advance(self, stream: Stream, task: Pass, joined: Joined) -> list[Event]:
         """Takes over the frames of a step; perhaps a partial, perhaps an endpoint."""
-        frames = joined.frames
+        frames, start = joined.frames, task.start_sample // HOP
+        if start > stream.frames.end_frame:
+            heard = frames.ids[start - frames.start_frame : frames.n_stable]
+            if not self.is_letter[heard].any():  # the last letter is further back
+                stream.search.reach *= 2
+                return []
         if frames.stable_frame >= stream.shown.stable_frame:
             stream.shown = frames
         if task.only_shows:
             return self.partial(stream, joined.draft)
         stream.frames = frames
         lull = joined.lull
-        stream.aim(lull, lambda: self.is_letter[frames.ids])
+        stream.aim(lull)
         endpoint = None
         if lull.may_end(frames.n_stable, stream.config.endpoint):
             endpoint = stream.endpoint(self.is_letter[frames.ids], frames.n_stable)

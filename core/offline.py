@@ -11,8 +11,9 @@ from core.decoder import Decode
 from core.engine import Engine
 from core.features import normalize
 from core.stitcher import LogProbs
-from core.stream import Stream, StreamConfig
+from core.stream import Stream
 from core.transcript import Transcript
+from core.windows import StreamConfig
 
 AROUND = 200  # frames by which the windows of a long recording overlap
 

@@ -112,6 +112,13 @@ class StitchedFrames:
         recent = None if self.recent is None else self.recent[: n - BLOCK * len(self.past)]
         return replace(self, recent=recent, marks=self.marks[:n])
 
+    def unheard_until(self, frame: int, token: int) -> StitchedFrames:
+        """All rows stable, and others up to `frame` that no window has heard, with that token."""
+        marks, n = self.marks, frame - self.end_frame
+        recent = None if self.recent is None else np.pad(self.recent, ((0, n), (0, 0)))
+        marks = np.concatenate([marks, np.full((n, 3), (token, 0, 0), np.float32)])
+        return replace(self, marks=marks, n_stable=len(marks), recent=recent)
+
     def followed_by(self, marks: Marks, rows: LogProbs, seam: int, n: int, n_stable: int) -> StitchedFrames:
         """The first `n` rows, the stable ones among them, and others after those.
 

@@ -13,126 +13,32 @@ partials steps are fewer yet (`Stream.only_ends`): most of its audio is too loud
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.acoustic import Features
-from core.audio import HOP, SAMPLE_RATE, Samples, check_samples, n_frames, n_samples_for, to_seconds
+from core.audio import HOP, Samples, check_samples, n_frames, n_samples_for, to_seconds
 from core.decoder import Decode, WordSpan
 from core.endpoint import (
     NEVER,
     Endpoint,
-    EndpointConfig,
     Lull,
     Measure,
     find_cut,
     find_endpoint,
     find_lull,
     find_pause,
-    may_be_pause,
 )
 from core.ring_buffer import RingBuffer
+from core.search import AHEAD, Search
 from core.slots import Slot
 from core.statistics import Statistics
-from core.stitcher import MARGIN, LogProbs, empty
-from core.tail import LONGEST, Memory
+from core.stitcher import LogProbs, empty
+from core.tail import Memory
 from core.transcript import Gap, Word
-
-OFTENEST = 50  # frames between two reviews
-REFRESH = 6  # frames that steps compute again where they find the ends of segments alone
-LATENCIES = ("low", "balanced", "accurate")
-
-
-@dataclass(frozen=True, slots=True)
-class StreamConfig:
-    """How a stream is cut into windows. All lengths in frames of 20 ms."""
-
-    left: int = 100  # context before the frames that become stable
-    hop: int = 25  # frames that become stable in one step
-    right: int = 25  # context after them
-    # A word is committed when reviews agree on it (`core.commitment`) and it ended this long before the end of what the
-    # newer one heard. Longer than any segment: words are committed with their final alone, and nothing is reviewed.
-    commit_after: int = 1000
-    steady: bool = False  # partials show only words whose frames are stable: later, and few of them change
-    refresh: int = 1000  # frames that a step computes again, besides the new ones (`core.tail`); here all
-    # What the final pass hears before its segment, as far as audio is there. More of it costs time, and words: 5.1 and
-    # 16.3 % are wrong in the two validation sets, eight utterances a recording; 5.2 and 16.5 with 100.
-    context: int = 50
-    backlog: int = 3000  # audio that may wait; what does not fit is a gap
-    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
-
-    def __post_init__(self) -> None:
-        for name, least in (("left", 0), ("hop", 1), ("right", 0), ("commit_after", 0), ("refresh", 0), ("context", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least} frames. Found: {getattr(self, name)}")
-        if self.backlog < self.window:
-            raise ValueError(
-                f"backlog must hold one window of {self.left} + {self.hop} + {self.right} frames. Found: {self.backlog}"
-            )
-
-    @property
-    def window(self) -> int:
-        """Frames of a whole window."""
-        return self.left + self.hop + self.right
-
-    @property
-    def review(self) -> int:
-        """Frames between two reviews, at least."""
-        return max(OFTENEST, self.commit_after)
-
-    @property
-    def algorithmic_latency_ms(self) -> int:
-        """Time from a sound to a stable frame, without computing: hop and right context."""
-        return (self.hop + self.right) * HOP * 1000 // SAMPLE_RATE
-
-    @property
-    def most_hops(self) -> int:
-        """Steps that may be left out in a row, and the one after them: no pause ends meanwhile, and enough left
-        context remains."""
-        needed = -(-(self.endpoint.after_speech + self.endpoint.slack) // self.hop)
-        return min(needed, self.farthest)
-
-    @property
-    def farthest(self) -> int:
-        """Hops from one step to the next, at most: enough left context remains."""
-        return max(1, 1 + (self.left - MARGIN) // self.hop)
-
-    @classmethod
-    def preset(
-        cls, latency: str, endpoint: EndpointConfig | None = None, steady: bool = False, **changes: int
-    ) -> StreamConfig:
-        """The settings behind `--latency`.
-
-        Raises:
-            ValueError: no such preset.
-        """
-        # Frames are computed twice: as they come, and again with all of their right context.
-        presets = {
-            "low": cls(left=200, hop=13, right=12, refresh=12),
-            "balanced": cls(left=200, hop=25, right=25, refresh=25),
-            "accurate": cls(left=200, hop=50, right=50, refresh=50),
-        }
-        if latency not in presets:
-            raise ValueError(f"Expected a latency of {', '.join(LATENCIES)}. Found: {latency!r}")
-        config = presets[latency]
-        return replace(config, endpoint=endpoint or config.endpoint, steady=steady, **changes)
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """One window to run: samples [start, end) of the stream."""
-
-    start_sample: int
-    end_sample: int
-    cut: int | None = None  # a final pass: the segment ends before this frame
-    is_barrier: bool = False  # a final pass that a flush asked for
-    is_pause: bool = False  # a final pass that ends the segment only if it finds the pause, too
-    is_review: bool = False  # as a final pass, but the segment goes on
-    only_shows: bool = False  # a step between those that can end the segment
-
+from core.windows import Pass, StreamConfig
 
 Told = tuple[list[WordSpan], tuple[Word, ...], int]  # spans, the words of all but the last, and how many are committed
 
@@ -172,9 +78,7 @@ class Stream:
         self.shows_all = True  # False leaves those out
         self.shows_newest = False  # True leaves out all of them but the last that there is audio for
         self.target = config.hop  # first frame that is not stable after the next step that can end the segment
-        self.latest = config.hop * hops_to_endpoint(Lull(NEVER, 0, False), 0, config, is_loud=True)  # of that frame
-        self.hushed_row = 0  # of the segment, the first behind its last letter; a letter may lie a little elsewhere
-        self.loudness = 0.0  # mean energy of its letters so far
+        self.search = Search(config.endpoint)  # where that is, if steps only find the ends of segments
         self.segment = 0
         self.n_samples = 0  # accepted so far
         self.processed_frame = 0  # first frame that was not stable when the segment before ended
@@ -209,6 +113,12 @@ class Stream:
     def is_ready(self) -> bool:
         """Whether a step would do something."""
         return self.next_pass() is not None
+
+    def hide_partials(self) -> None:
+        """Saves what only they need, from the beginning on."""
+        self.shows_all = self.shows_partials = False
+        if self.only_ends:
+            self.aim(Lull(NEVER, 0, False))
 
     def push(self, samples: Samples) -> list[Gap]:
         """Accepts 16 kHz mono samples in [-1, 1], any number.
@@ -254,7 +164,7 @@ class Stream:
         if self.pending is not None:
             return self.pending
         if self.only_ends:
-            self.put_off()
+            self.listen()
         stable = min(self.target, self.next_shown) if self.shows_all else self.target
         if (step := self.step_to(stable, only_shows=stable < self.target)) is not None:
             return step
@@ -276,48 +186,34 @@ class Stream:
         return not (self.shows_all or self.shows_partials or is_reviewed or self.features is None)
 
     @property
-    def refresh(self) -> int:
-        """Frames that a step computes again, besides the new ones."""
-        refresh = self.config.refresh
-        return min(refresh, REFRESH) if self.only_ends and refresh < self.config.window else refresh
+    def right(self) -> int:
+        """Frames after those that become stable that a step hears."""
+        return min(self.config.right, AHEAD) if self.only_ends else self.config.right
 
-    def aim(self, lull: Lull, ask: Callable[[], NDArray[np.bool_]]) -> None:
-        """Decides when the next step that can end the segment is due.
-
-        Args:
-            ask: tells, where it matters, which of the segment's (n_frames,) rows have a letter.
-        """
+    def aim(self, lull: Lull) -> None:
+        """Decides when the next step that can end the segment is due, by where its letters so far are."""
         frames, config = self.frames, self.config
-        self.target = frames.stable_frame + config.hop * hops_to_endpoint(lull, frames.n_stable, config)
         if self.only_ends:
-            hops = hops_to_endpoint(lull, frames.n_stable, config, is_loud=True)
-            self.latest = frames.stable_frame + config.hop * hops
-            has_letter = ask()
-            n = len(has_letter)
-            self.hushed_row, self.loudness = n, 0.0
-            if lull.first < NEVER:
-                self.hushed_row = max(0, n - lull.run - config.endpoint.slack)
-                self.loudness = float(self.measure(n)()[has_letter].mean())
+            self.target = frames.start_frame + self.search.aim(lull, len(frames.marks), frames.n_stable, config.hop)
+        else:
+            self.target = frames.stable_frame + config.hop * hops_to_endpoint(lull, frames.n_stable, config)
 
-    def put_off(self) -> None:
-        """Makes the next step larger while its audio is too loud for a quiet pause, and one that is not cannot end."""
-        config = self.config
-        while self.target < self.latest and n_samples_for(self.target + config.right) <= self.limit:
-            energy = self.measure(self.target + config.right - self.frames.start_frame, self.hushed_row)
-            if may_be_pause(energy(), self.loudness, config.endpoint):
-                self.latest = self.target
-            else:
-                self.target += config.hop
+    def listen(self) -> None:
+        """Makes the next step due earlier where the sound is that of a pause."""
+        first, slack = self.frames.start_frame, self.config.endpoint.slack
+        n, n_measured = min(self.limit // HOP, self.target - slack) - first, self.search.n_measured
+        if n > n_measured:
+            self.search.measure(self.measure(n, n_measured)())
+        if (row := self.search.quiet_row()) is not None:
+            self.target = min(self.target, max(first + row + slack, self.frames.stable_frame + 1))
 
     def begin_segment(self, has_letter: NDArray[np.bool_]) -> None:
         """Decides when its first step is due, of whose frames so far (n_frames,) have a letter."""
-        if not self.only_ends:
+        if self.only_ends:
+            self.search = Search(self.config.endpoint)
+            self.aim(find_lull(has_letter, self.config.endpoint))
+        else:
             self.target = self.frames.stable_frame + self.config.hop
-            return
-        self.aim(find_lull(has_letter, self.config.endpoint), lambda: has_letter)
-        if self.frames.start_frame > self.memory.origin + LONGEST // 2:
-            # Later a whole window would have to be computed again; a segment's first ones are the shortest.
-            self.memory = self.shown_memory = Memory()
 
     @property
     def limit(self) -> int:
@@ -335,15 +231,16 @@ class Stream:
 
     def step_to(self, stable: int, only_shows: bool) -> Pass | None:
         """The step after which that is the first frame that is not stable; None where its samples are not there yet."""
-        config = self.config
-        end = n_samples_for(stable + config.right)
-        first = self.frames.start_frame if self.only_ends else 0
-        start = HOP * max(first, stable - config.hop - config.left)
-        return Pass(start, end, only_shows=only_shows) if end <= self.limit else None
+        end = n_samples_for(stable + self.right)
+        if self.only_ends:
+            start = max(self.frames.start_frame, stable - self.search.reach)
+        else:
+            start = max(0, stable - self.config.hop - self.config.left)
+        return Pass(HOP * start, end, only_shows=only_shows) if end <= self.limit else None
 
     def stable_after(self, step: Pass) -> int:
         """First frame that is not stable after a step."""
-        return n_frames(step.end_sample) - self.config.right
+        return n_frames(step.end_sample) - self.right
 
     def memory_for(self, step: Pass) -> Memory:
         """What a step goes on from. Those that can end the segment hang on no step that may be left out."""
@@ -385,7 +282,11 @@ class Stream:
             self.pending = self.final_pass(endpoint)  # the last step was too early for it
             return None
         if not task.is_pause:
-            return first + find_cut(has_letter, rules, self.n_committed_rows).cut
+            pause = find_pause(has_letter, self.measure(n), rules, 0, self.n_committed_rows, self.pause_row)
+            if pause is None or pause.end > n:
+                return first + find_cut(has_letter, rules, self.n_committed_rows).cut
+            self.pending = self.final_pass(pause)  # which no step has found
+            return None
         if not has_letter.any():
             return task.cut
         endpoint = find_pause(has_letter, self.measure(n), rules, 0, self.n_committed_rows, self.pause_row)
@@ -433,16 +334,11 @@ class Stream:
         return Pass(self.context_start, n_samples_for(frames.end_frame), frames.end_frame, is_review=True)
 
 
-def hops_to_endpoint(lull: Lull, n_stable: int, config: StreamConfig, is_loud: bool = False) -> int:
-    """Steps until the segment can end: the pause that ends it has yet to last.
-
-    Args:
-        is_loud: whether none of them can be a quiet one.
-    """
+def hops_to_endpoint(lull: Lull, n_stable: int, config: StreamConfig) -> int:
+    """Steps until the segment can end: the pause that ends it has yet to last."""
     rules = config.endpoint
     if lull.first < rules.before_speech:
-        least = rules.after_speech * (rules.loud_factor if is_loud else 1)
-        wait = min(least + rules.slack - lull.run, rules.max_length - n_stable)
+        wait = min(rules.after_speech + rules.slack - lull.run, rules.max_length - n_stable)
     else:
         wait = rules.before_speech - n_stable
-    return max(1, min(-(-wait // config.hop), config.farthest if is_loud else config.most_hops))
+    return max(1, min(-(-wait // config.hop), config.most_hops))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from core.audio import FRAMES_PER_SECOND
 from core.engine import Engine
-from core.stream import StreamConfig
+from core.windows import StreamConfig
 from streamer.job import Job
 from streamer.load import Cost, Responses, rate, step_s
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from core.audio import FRAMES_PER_SECOND, HOP, RECEPTIVE_FIELD, SAMPLE_RATE, Samples
 from core.engine import Engine
 from core.stitcher import LogProbs
-from core.stream import Pass, Stream, StreamConfig
+from core.stream import Stream
 from core.transcript import Event
+from core.windows import Pass, StreamConfig
 from streamer.hotwords import HotWords
 from streamer.load import step_s
 

@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from core.audio import FRAMES_PER_SECOND
-from core.stream import StreamConfig
+from core.windows import StreamConfig
 
 FORGET = 0.98  # weight of all batches so far when a new one is seen
 RECENT_S = 10.0  # the quantiles are of this time

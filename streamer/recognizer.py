@@ -20,8 +20,9 @@ from core.captions import result_object
 from core.decoder import Decode
 from core.engine import Engine
 from core.offline import transcribe_offline
-from core.stream import Stream, StreamConfig
+from core.stream import Stream
 from core.transcript import Event, Gap, Transcript
+from core.windows import StreamConfig
 
 MOST_CHANNELS = 64  # more are the samples of an array that is turned, as torchaudio gives it
 BLOCK = SAMPLE_RATE  # samples handed to the engine at once, so that the backlog never overflows
@@ -56,7 +57,8 @@ class RecognizerStream:
     ) -> None:
         self._engine = engine
         self._stream: Stream = engine.new_stream(config, decode)
-        self._stream.shows_all = self._stream.shows_partials = partials
+        if not partials:
+            self._stream.hide_partials()
         self._resampler = Resampler(sample_rate, channels)
 
     @property

@@ -27,8 +27,8 @@ from core.audio import SAMPLE_RATE, Samples
 from core.decoder import Decode
 from core.engine import Engine, Joined
 from core.stitcher import LogProbs
-from core.stream import LATENCIES, Pass, StreamConfig
 from core.transcript import Event
+from core.windows import LATENCIES, Pass, StreamConfig
 from streamer.admission import Admission
 from streamer.batch import choose
 from streamer.job import (

@@ -25,7 +25,7 @@ from starlette.applications import Starlette
 
 from core.audio import HOP
 from core.engine import Engine
-from core.stream import StreamConfig
+from core.windows import StreamConfig
 from streamer.auth import Access, is_loopback_name, plain_host, plain_origin
 from streamer.http import http_protocol, websocket_protocol
 from streamer.hub import Hub

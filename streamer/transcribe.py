@@ -13,7 +13,7 @@ import numpy as np
 
 from clients.file import AudioError, Source, open_audio
 from core.audio import SAMPLE_RATE, Samples, frames_in
-from core.stream import StreamConfig
+from core.windows import StreamConfig
 from streamer.output import Writer, opened_output
 from streamer.recognizer import Recognizer, RecognizerStream, load_recognizer
 

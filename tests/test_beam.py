@@ -16,8 +16,8 @@ from core.beam import DRAFT, FOLDER, BeamDecoder, LanguageModel, LanguageModelEr
 from core.decoder import Alphabet, GreedyDecoder, decode_greedy, draft
 from core.engine import Engine
 from core.offline import transcribe_offline
-from core.stream import StreamConfig
 from core.training.ngram import count_grams, estimate, write_arpa
+from core.windows import StreamConfig
 
 TEXT = ["THE CAT SAT ON THE MAT", "THE DOG SAT", "A CAT AND A DOG", "WE SEE THE SEA", "THE SEA IS WIDE"] * 3
 

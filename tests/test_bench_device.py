@@ -11,7 +11,7 @@ import torch
 
 from core.acoustic import AcousticModel
 from core.audio import SAMPLE_RATE
-from core.stream import StreamConfig
+from core.windows import StreamConfig
 from streamer.bench.arithmetic import clock_of
 from streamer.bench.device import device_table, measure_batch, measure_overlapped, ways
 from streamer.cli import main

@@ -15,7 +15,6 @@ from core.endpoint import (
     find_lulls,
     find_pause,
     longest_pause,
-    may_be_pause,
 )
 
 RULES = EndpointConfig(after_speech=10, loud_factor=3, before_speech=60, max_length=100)
@@ -64,25 +63,6 @@ def test_pauses_that_begin_a_little_later_mostly_end_with_the_same_row() -> None
     ]
     assert all(end is not None and 3 <= end.end - (end.cut + 25) <= rules.slack for end in ends)
     assert len({end.end for end in ends if end}) in (8, 9)
-
-
-@pytest.mark.parametrize(
-    ("line", "loudness", "may_be"),
-    [
-        ("." * 9, 1.0, False),  # too short
-        ("." * 10, 1.0, True),
-        ("#" * 20, 1.0, False),
-        ("-" * 20, 1.0, False),  # a loud pause is another matter
-        ("-" * 20, 100.0, True),  # beside such letters it is quiet
-        ("#" * 10 + "." * 5 + "#" * 10, 1.0, False),  # a word is just beginning
-        ("##" + "." * 8, 1.0, True),
-        ("####" + "." * 6, 1.0, False),
-        ("#" * 20 + "." * 10 + "#" * 20, 0.0, True),
-        ("." * 10, 0.0, False),  # nothing but noise
-    ],
-)
-def test_what_may_be_a_pause_by_its_sound(line: str, loudness: float, may_be: bool) -> None:
-    assert may_be_pause(segment(line)[1](), loudness, RULES) == may_be
 
 
 def test_a_pause_that_seems_a_little_short_is_asked_for() -> None:

@@ -16,8 +16,10 @@ from core.endpoint import EndpointConfig
 from core.engine import Engine
 from core.offline import transcribe_offline
 from core.seam import FEW
-from core.stream import Stream, StreamConfig
+from core.search import AHEAD, GLIMPSE, LEAD
+from core.stream import Stream
 from core.transcript import Event, Gap, Transcript
+from core.windows import StreamConfig
 
 TEXT = "VERY VERY GOOD FIVE FIVE FIVE BOOKKEEPER SEES LLAMAS~~THE END OF ALL GOOD THINGS"
 WORDS = TEXT.replace("~~", " ")
@@ -156,10 +158,10 @@ def test_finals_do_not_depend_on_the_hop(data: st.DataObject, pauses: list[int])
 def run_without_partials(engine: Engine, samples: np.ndarray, config: StreamConfig, n: int) -> list[Event]:
     """With `n` samples at once."""
     stream = engine.new_stream(config)
-    stream.shows_all = stream.shows_partials = False
     events: list[Event] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stream, "only_ends", True)  # else of models alone whose features are kept
+        stream.hide_partials()
         for start in range(0, len(samples), n):
             stream.push(samples[start : start + n])
             events += engine.drain(stream)
@@ -191,16 +193,20 @@ def test_a_step_waits_while_no_pause_can_be_over() -> None:
             n_heard.append(n_frames(len(window)))
             return super().read(window)
 
-    def steps(text: str, tail: int) -> list[int]:
+    def steps(text: str, tail: int, noise: float = 0) -> list[int]:
         """Frames of the windows."""
         n_heard.clear()
-        run_without_partials(Engine(Recorded()), plant(text, 0, tail), StreamConfig.preset("balanced"), HOP)
+        samples = plant(text, 0, tail)
+        samples[np.arange(len(samples)) % HOP > 0] += noise  # between the samples that the model reads
+        run_without_partials(Engine(Recorded()), samples, StreamConfig.preset("balanced"), HOP)
         return list(n_heard)
 
     n_heard: list[int] = []
 
-    assert steps("A" * 600, 0) == [175, 250, 250, 600], "as a pause that is not quiet needs it"
-    assert steps("A" * 160, 80)[:3] == [175, 225, 213], "the first hop by which the quiet one has lasted long enough"
+    assert steps("A" * 600, 0) == [GLIMPSE + AHEAD] * 3 + [600], "as a pause that is not quiet needs it"
+    whole = EndpointConfig().after_speech + 2 * EndpointConfig().slack + LEAD + AHEAD
+    assert steps("A" * 160, 80)[:3] == [30, whole, 213], "the first row by which the quiet one has lasted long enough"
+    assert steps("A" * 110, 100, noise=0.1)[:2] == [30, 50], "where no letter is heard, more is"
 
 
 class Unsure(PlantedModel):

@@ -28,11 +28,12 @@ from core.offline import transcribe_offline
 from core.precision import is_fast, pack
 from core.ring_buffer import RingBuffer
 from core.statistics import channel_norm
-from core.stream import Stream, StreamConfig
+from core.stream import Stream
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.training.student import VOCABULARY
 from core.transcript import Event, Transcript
 from core.wav2vec2 import Wav2Vec2ForCTC
+from core.windows import StreamConfig
 
 WHOLE = StreamConfig.preset("balanced", refresh=1000)  # every step computes its window as if it were the first
 

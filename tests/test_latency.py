@@ -16,8 +16,8 @@ import soundfile
 from core.audio import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, Samples, n_samples_for
 from core.engine import Engine
 from core.normalise import normalise
-from core.stream import StreamConfig
 from core.transcript import Gap
+from core.windows import StreamConfig
 from streamer.bench.latency import Setting, measure, spoken
 from streamer.bench.latency_report import Heard, delays, finalizations, first_words, report
 from streamer.bench.latency_table import table

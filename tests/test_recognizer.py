@@ -8,8 +8,8 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.stream import StreamConfig
 from core.transcript import Event, Transcript
+from core.windows import StreamConfig
 from streamer import Recognizer
 
 SECONDS = 4

@@ -27,13 +27,13 @@ from core.pieces import BEGIN, END, N_SPECIAL, Pieces, Tree
 from core.precision import is_fast
 from core.rescorer import FOLDER, Rescorer, RescorerConfig, RescorerError, is_rounded
 from core.rounding import GROUP, SHARES, from_int4, from_integers, to_int4
-from core.stream import StreamConfig
 from core.training.command import copy_companions, main
 from core.training.rescoring import choose_pieces, make_rescorer, read_vocabulary, reading_loss, rounded
 from core.training.states import Heard, States, save
 from core.training.student import VOCABULARY
 from core.transcript import Transcript
 from core.wav2vec2 import Wav2Vec2ForCTC
+from core.windows import StreamConfig
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz'"
 PIECES = (*LETTERS, *(f" {letter}" for letter in LETTERS), " the", "ing", " cat", "at", " sat", " ca")

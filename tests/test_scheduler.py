@@ -10,8 +10,9 @@ from planted import PlantedModel, plant
 
 from core.audio import Samples
 from core.engine import Engine
-from core.stream import Stream, StreamConfig
+from core.stream import Stream
 from core.transcript import Event, Transcript
+from core.windows import StreamConfig
 from streamer.job import Command, Deliver, Failed, Finished, Flushed, Job, OfChannel, Output, Progress, Widened
 from streamer.scheduler import Scheduler, StepReport
 from streamer.serve import share_cores

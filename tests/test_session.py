@@ -12,8 +12,8 @@ from planted import PlantedModel, plant
 
 from core.audio import ENCODINGS, encode_pcm16
 from core.engine import Engine
-from core.stream import StreamConfig
 from core.transcript import Event, Gap, Transcript, Word
+from core.windows import StreamConfig
 from streamer.job import Command, Failed, Finished, Flushed, Progress, Widened
 from streamer.protocols.native import ProtocolError, Start, parse, parse_start
 from streamer.scheduler import Scheduler

@@ -14,8 +14,8 @@ from core.audio import SAMPLE_RATE, Samples
 from core.engine import Engine
 from core.ring_buffer import RingBuffer
 from core.silence import still_value
-from core.stream import StreamConfig
 from core.transcript import Event, Transcript
+from core.windows import StreamConfig
 from streamer.job import Command
 from streamer.scheduler import Scheduler, StepReport
 

@@ -30,11 +30,12 @@ from core.feature_cache import read_features
 from core.layout import lay_out
 from core.ring_buffer import RingBuffer
 from core.slots import Resident, Slot, Slots
-from core.stream import Pass, Stream, StreamConfig
+from core.stream import Stream
 from core.tail import Memory, Step, emit_steps
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.transcript import Event, Gap, Transcript
 from core.wav2vec2 import Wav2Vec2ForCTC
+from core.windows import Pass, StreamConfig
 from streamer.job import Command
 from streamer.scheduler import Scheduler
 

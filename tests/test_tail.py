@@ -13,10 +13,10 @@ from torch import Tensor
 from core.acoustic import AcousticModel
 from core.configuration import Wav2Vec2Config
 from core.engine import Engine
-from core.stream import StreamConfig
 from core.tail import LONGEST, ROOM, Memory, Step, emit_steps
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.wav2vec2 import Wav2Vec2ForCTC
+from core.windows import StreamConfig
 
 
 def make_model(

@@ -37,7 +37,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from clients.file import open_audio
 from clients.websocket import StreamClient, StreamError, stream_url
 from core.audio import FRAMES_PER_SECOND, HOP, RECEPTIVE_FIELD, SAMPLE_RATE, encode_pcm16
-from core.stream import StreamConfig
+from core.windows import StreamConfig
 from streamer.bench.sizes import CONFIGS, save_random
 from streamer.load import RECENT_S, quantile
 

@@ -26,7 +26,8 @@ from core.engine import Engine
 from core.layout import FirstConv, FrameConv
 from core.slots import Slots
 from core.stitcher import LogProbs
-from core.stream import LATENCIES, Pass, Stream, StreamConfig
+from core.stream import Stream
+from core.windows import LATENCIES, Pass, StreamConfig
 from streamer.bench.arithmetic import Clock, best_of, ceilings, clock_of, flops, timed_parts
 from streamer.bench.metrics import percentiles
 from streamer.bench.steps import measure_steps

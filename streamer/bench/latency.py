@@ -25,8 +25,8 @@ from core.audio import SAMPLE_RATE, Samples
 from core.engine import Engine
 from core.normalise import normalise
 from core.offline import transcribe_offline
-from core.stream import LATENCIES, StreamConfig
 from core.training.manifest import Utterance
+from core.windows import LATENCIES, StreamConfig
 from streamer.bench.latency_report import Heard, delays, report
 from streamer.bench.latency_table import table
 from streamer.bench.listeners import load_peer

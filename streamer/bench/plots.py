@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from core.stream import LATENCIES
+from core.windows import LATENCIES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from core.audio import SAMPLE_RATE, Samples
 from core.engine import Engine
-from core.stream import StreamConfig
 from core.transcript import Event, Transcript, Word
+from core.windows import StreamConfig
 from streamer.bench.metrics import common_prefix
 
 

@@ -30,8 +30,8 @@ from core.beam import make_decoder
 from core.checkpoint import resolve
 from core.configuration import Wav2Vec2Config
 from core.engine import Engine
-from core.stream import LATENCIES, StreamConfig
 from core.tokenizer import Wav2Vec2Tokenizer
+from core.windows import LATENCIES, StreamConfig
 from streamer.bench.agreement import PRECISIONS, has
 from streamer.bench.arithmetic import ceilings, flops, timed_parts
 from streamer.bench.device import Emit, device_table, measure_device

@@ -13,7 +13,8 @@ from core.audio import HOP, SAMPLE_RATE, Samples
 from core.decoder import Decode, GreedyDecoder, WordSpan
 from core.engine import Engine
 from core.stitcher import LogProbs
-from core.stream import Stream, StreamConfig
+from core.stream import Stream
+from core.windows import StreamConfig
 from streamer.bench.metrics import percentiles
 
 LEAST_S = 12  # of audio; shorter recordings are repeated

@@ -21,7 +21,7 @@ from core.features import normalize
 from core.normalise import normalise
 from core.offline import emit_long
 from core.stitcher import Emission
-from core.stream import LATENCIES, StreamConfig
+from core.windows import LATENCIES, StreamConfig
 from streamer.bench.metrics import edits
 from streamer.bench.plots import plot_stitch, require_matplotlib
 from streamer.bench.stitchers import METHODS, Method, Plan, Window, greedy_text, plan_windows

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from clients.container import can_decode
 from core.audio import HOP, SAMPLE_RATE
 from core.beam import HOTWORD_WEIGHT
-from core.stream import StreamConfig
 from core.transcript import Word
+from core.windows import StreamConfig
 from streamer import __version__
 from streamer.hotwords import HotWords, bounded
 from streamer.protocols.native import ENDPOINT_MS, MAX_CHANNELS, SAMPLE_RATES, Message, Start, shown

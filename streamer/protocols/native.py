@@ -16,8 +16,8 @@ from core.audio import ENCODINGS, SAMPLE_RATE, frames_in
 from core.beam import parse_hotwords
 from core.captions import event_object
 from core.endpoint import EndpointConfig
-from core.stream import LATENCIES, StreamConfig
 from core.transcript import Event
+from core.windows import LATENCIES, StreamConfig
 from streamer.hotwords import HotWords, bounded
 
 Message = dict[str, object]

@@ -12,7 +12,7 @@ from typing import Any
 from core.audio import HOP, SAMPLE_RATE
 from core.beam import HOTWORD_WEIGHT
 from core.endpoint import EndpointConfig
-from core.stream import StreamConfig
+from core.windows import StreamConfig
 from streamer.hotwords import HotWords, bounded
 from streamer.protocols.native import Message, Start, shown
 

@@ -1,0 +1,65 @@
+"""Where a stream that shows no partials is heard before its segment ends.
+
+Its steps tell pauses alone, and every pause is told again by a final pass: most of the segment need not be heard twice.
+A step is due where the sound has been quiet for as long as a pause lasts, or where no letter has been heard for as long
+as a loud one lasts. It hears the newest frames alone, and more of them while it finds no letter there; those that no
+step has heard count as letters. Where the sound was misleading, the pause is found later, and the same one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.endpoint import EndpointConfig, Lull
+
+AHEAD = 10  # frames after those that become stable that a step hears, at most
+LEAD = 15  # frames before the shortest quiet pause that it hears
+GLIMPSE = 20  # frames that it hears where there is no pause, as a rule
+
+
+class Search:
+    """How far a segment has been searched for its end. Rows are its frames."""
+
+    def __init__(self, rules: EndpointConfig) -> None:
+        self.rules = rules
+        self.sums = np.zeros(1)  # (n + 1,) energy of the first frames, none to all
+        self.first = 0  # no row before this one ends a pause
+        self.reach = GLIMPSE  # frames before its last stable one that the next step hears
+
+    @property
+    def n_measured(self) -> int:
+        return len(self.sums) - 1
+
+    def measure(self, energy: NDArray[np.float32]) -> None:
+        """Takes in the mean squares of the next frames."""
+        self.sums = np.concatenate([self.sums, self.sums[-1] + np.cumsum(energy, dtype=np.float64)])
+
+    def quiet_row(self) -> int | None:
+        """The first row before which the sound has been quiet for as long as a pause lasts, beside all before it."""
+        least = self.rules.after_speech
+        rows = np.arange(max(self.first, least), len(self.sums))
+        pause = self.sums[rows] - self.sums[rows - least]
+        quiet = np.flatnonzero(pause * rows <= least * self.rules.quiet_ratio * self.sums[rows])
+        if len(quiet):
+            self.reach = max(self.reach, least + 2 * self.rules.slack + LEAD)
+            return int(rows[quiet[0]])
+        self.first = max(self.first, len(self.sums))
+        return None
+
+    def aim(self, lull: Lull, n: int, n_stable: int, hop: int) -> int:
+        """The row up to which the next step makes frames stable, if the sound does not ask for one before.
+
+        Args:
+            lull: of the segment's `n` rows so far, of which `n_stable` are stable.
+            hop: rows between two steps that the sound asks for, at least.
+        """
+        rules = self.rules
+        self.reach = GLIMPSE
+        silent = n - lull.run  # from this row on
+        self.first = max(silent - rules.slack + rules.after_speech, n_stable + hop - rules.slack)
+        if lull.first >= rules.before_speech:
+            due = rules.before_speech
+        else:
+            due = min(silent + rules.loud_factor * rules.after_speech + rules.slack, rules.max_length)
+        return max(due, n_stable + hop)

@@ -155,12 +155,10 @@ class Engine(Emitter):
 
     def advance(self, stream: Stream, task: Pass, joined: Joined) -> list[Event]:
         """Takes over the frames of a step; perhaps a partial, perhaps an endpoint."""
-        frames, start = joined.frames, task.start_sample // HOP
-        if start > stream.frames.end_frame:
-            heard = frames.ids[start - frames.start_frame : frames.n_stable]
-            if not self.is_letter[heard].any():  # the last letter is further back
-                stream.search.reach *= 2
-                return []
+        frames = joined.frames
+        if self.lacks_letter(stream, task, frames):
+            stream.search.reach *= 2  # the last one is further back
+            return []
         if frames.stable_frame >= stream.shown.stable_frame:
             stream.shown = frames
         if task.only_shows:
@@ -184,6 +182,18 @@ class Engine(Emitter):
                 self.begin_segment(stream, frames.start_frame + endpoint.cut)
         self.release(stream)
         return events
+
+    def lacks_letter(self, stream: Stream, task: Pass, frames: StitchedFrames) -> bool:
+        """Whether a step that has left out some frames heard no letter behind those.
+
+        Where the segment had none so far, it must come before silence would be let go of.
+        """
+        before, start = stream.frames, task.start_sample // HOP
+        if start <= before.end_frame:
+            return False
+        is_silent = not self.is_letter[before.ids].any()
+        end = min(frames.n_stable, stream.config.endpoint.before_speech) if is_silent else frames.n_stable
+        return not self.is_letter[frames.ids[start - frames.start_frame : end]].any()
 
     def partial(self, stream: Stream, new: Draft | None) -> list[Event]:
         """The words so far, if they have changed."""

@@ -179,7 +179,7 @@ class Engine(Emitter):
             if endpoint.has_speech:
                 stream.pending = stream.final_pass(endpoint)
             else:
-                self.begin_segment(stream, frames.start_frame + endpoint.cut)
+                stream.begin_segment(frames.start_frame + endpoint.cut, self.is_letter)
         self.release(stream)
         return events
 
@@ -322,7 +322,7 @@ class Engine(Emitter):
             events = [self.transcript(stream, words, cut, bool(words))]
         if spans:
             stream.segment += 1
-        self.begin_segment(stream, cut)
+        stream.begin_segment(cut, self.is_letter)
         self.release(stream)
         return events
 
@@ -334,23 +334,6 @@ class Engine(Emitter):
             return stream.decode(rows, first)
         offset = first - task.start_sample // HOP
         return stream.decode(rows, first, states[offset : offset + len(rows)])
-
-    def begin_segment(self, stream: Stream, frame: int) -> None:
-        frames, config = stream.frames.since(frame), stream.config
-        stream.processed_frame = stream.n_processed // HOP
-        is_ahead = stream.shown.stable_frame > stream.frames.stable_frame
-        # The next window ends here: rows beyond would have nothing to replace them.
-        n = frames.n_stable + config.hop + config.right
-        stream.frames = frames.until(n)
-        stream.shown = stream.shown.since(frame) if is_ahead else stream.frames
-        stream.committed = stream.settled = ()
-        stream.reviews = ()
-        stream.reviewed_frame = stream.pause_frame = frame
-        stream.told = ([], (), 0)
-        stream.settled_words, stream.settled_text, stream.settled_end = (), (), 0
-        stream.settled_frame = frame
-        stream.last_partial = ("", 0)
-        stream.begin_segment(self.is_letter[stream.frames.ids])
 
     def release(self, stream: Stream) -> None:
         """Gives up the samples that no later window reads."""

@@ -207,13 +207,29 @@ class Stream:
         if (row := self.search.quiet_row()) is not None:
             self.target = min(self.target, max(first + row + slack, self.frames.stable_frame + 1))
 
-    def begin_segment(self, has_letter: NDArray[np.bool_]) -> None:
-        """Decides when its first step is due, of whose frames so far (n_frames,) have a letter."""
+    def begin_segment(self, frame: int, is_letter: NDArray[np.bool_]) -> None:
+        """Forgets what was of the one before, and decides when the first step of this is due.
+
+        Args:
+            frame: its first.
+            is_letter: of each id.
+        """
+        frames, config = self.frames.since(frame), self.config
+        self.processed_frame = self.n_processed // HOP
+        is_ahead = self.shown.stable_frame > self.frames.stable_frame
+        # The next window ends here: rows beyond would have nothing to replace them.
+        self.frames = frames.until(frames.n_stable + config.hop + config.right)
+        self.shown = self.shown.since(frame) if is_ahead else self.frames
+        self.committed = self.settled = ()
+        self.reviews = ()
+        self.reviewed_frame = self.pause_frame = self.settled_frame = frame
+        self.told = ([], (), 0)
+        self.settled_words, self.settled_text, self.settled_end = (), (), 0
+        self.last_partial = ("", 0)
+        self.target = self.frames.stable_frame + config.hop
         if self.only_ends:
-            self.search = Search(self.config.endpoint)
-            self.aim(find_lull(has_letter, self.config.endpoint))
-        else:
-            self.target = self.frames.stable_frame + self.config.hop
+            self.search = Search(config.endpoint)
+            self.aim(find_lull(is_letter[self.frames.ids], config.endpoint))
 
     @property
     def limit(self) -> int:
@@ -289,7 +305,13 @@ class Stream:
             return None
         if not has_letter.any():
             return task.cut
-        endpoint = find_pause(has_letter, self.measure(n), rules, 0, self.n_committed_rows, self.pause_row)
+        endpoint, missed = (
+            find_pause(has_letter, self.measure(n), rules, slack, self.n_committed_rows, self.pause_row)
+            for slack in (0, min(1, rules.slack))
+        )
+        if endpoint is None and missed is not None and missed.end < n:
+            self.pending = self.final_pass(missed)  # which has not heard the letter that makes it too short
+            return None
         if endpoint is None:
             last = int(np.flatnonzero(has_letter)[-1])
             self.pause_frame = first + max(last + 1 + rules.after_speech, n + 1)

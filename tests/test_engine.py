@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import PlantedModel, plant
 
-from core.audio import HOP, SAMPLE_RATE, n_frames
+from core.audio import HOP, SAMPLE_RATE, n_frames, n_samples_for
 from core.endpoint import EndpointConfig
 from core.engine import Engine
 from core.offline import transcribe_offline
@@ -19,7 +19,7 @@ from core.seam import FEW
 from core.search import AHEAD, GLIMPSE, LEAD
 from core.stream import Stream
 from core.transcript import Event, Gap, Transcript
-from core.windows import StreamConfig
+from core.windows import Pass, StreamConfig
 
 TEXT = "VERY VERY GOOD FIVE FIVE FIVE BOOKKEEPER SEES LLAMAS~~THE END OF ALL GOOD THINGS"
 WORDS = TEXT.replace("~~", " ")
@@ -207,6 +207,20 @@ def test_a_step_waits_while_no_pause_can_be_over() -> None:
     whole = EndpointConfig().after_speech + 2 * EndpointConfig().slack + LEAD + AHEAD
     assert steps("A" * 160, 80)[:3] == [30, whole, 213], "the first row by which the quiet one has lasted long enough"
     assert steps("A" * 110, 100, noise=0.1)[:2] == [30, 50], "where no letter is heard, more is"
+
+
+def test_a_pass_that_hears_the_next_letter_too_soon_is_run_again_without_it() -> None:
+    has_letter = np.ones(108, bool)
+    has_letter[52:101] = False  # one row less than a pause has
+    stream = Stream(StreamConfig(), 0)
+    stream.push(np.repeat(has_letter, HOP).astype(np.float32))
+    stream.push(np.zeros(80, np.float32))
+    assert stream.cut(Pass(0, n_samples_for(108), 80, is_pause=True), has_letter) is None
+    shorter = stream.pending
+    assert shorter is not None and shorter.end_sample == n_samples_for(105) and shorter.is_pause
+    assert stream.cut(shorter, (has_letter & (np.arange(108) < 101))[:105]) == 77
+    stream.pending = None
+    assert stream.cut(shorter, has_letter[:105]) is None and stream.pending is None and stream.pause_frame > 105
 
 
 class Unsure(PlantedModel):

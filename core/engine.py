@@ -180,6 +180,7 @@ class Engine(Emitter):
                 stream.pending = stream.final_pass(endpoint)
             else:
                 stream.begin_segment(frames.start_frame + endpoint.cut, self.is_letter)
+                stream.search.reach = stream.config.endpoint.before_speech  # as silence that lasted so long goes on
         self.release(stream)
         return events
 

@@ -207,6 +207,7 @@ def test_a_step_waits_while_no_pause_can_be_over() -> None:
     whole = EndpointConfig().after_speech + 2 * EndpointConfig().slack + LEAD + AHEAD
     assert steps("A" * 160, 80)[:3] == [30, whole, 213], "the first row by which the quiet one has lasted long enough"
     assert steps("A" * 110, 100, noise=0.1)[:2] == [30, 50], "where no letter is heard, more is"
+    assert steps("", 500, noise=0.1)[:5] == [30, 50, 90, 160, 160], "silence is heard once, but for its edges"
 
 
 def test_a_pass_that_hears_the_next_letter_too_soon_is_run_again_without_it() -> None:

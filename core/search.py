@@ -36,7 +36,10 @@ class Search:
         self.sums = np.concatenate([self.sums, self.sums[-1] + np.cumsum(energy, dtype=np.float64)])
 
     def quiet_row(self) -> int | None:
-        """The first row before which the sound has been quiet for as long as a pause lasts, beside all before it."""
+        """The first row before which the sound has been quiet for as long as a pause lasts, beside all before it.
+
+        Where there is one, the next step hears that pause and what leads to it.
+        """
         least = self.rules.after_speech
         rows = np.arange(max(self.first, least), len(self.sums))
         pause = self.sums[rows] - self.sums[rows - least]

@@ -6,8 +6,8 @@ more, with context on both sides. Every decision depends on sample positions alo
 samples came.
 
 Not every step can end a segment: a pause must last first. Those between only show partials, and may be left out
-(`Stream.shows_all = False`) where time is short; the finals stay the same to the bit. Of a stream that never shows
-partials steps are fewer yet (`Stream.only_ends`): most of its audio is too loud for a pause.
+(`Stream.shows_all = False`) where time is short; the finals stay the same to the bit. Steps of a
+stream that never shows partials (`Stream.only_ends`) hear no more than `core.search` asks for.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ class Stream:
         if n > n_measured:
             self.search.measure(self.measure(n, n_measured)())
         if (row := self.search.quiet_row()) is not None:
-            self.target = min(self.target, max(first + row + slack, self.frames.stable_frame + 1))
+            self.target = min(self.target, first + row + slack)
 
     def begin_segment(self, frame: int, is_letter: NDArray[np.bool_]) -> None:
         """Forgets what was of the one before, and decides when the first step of this is due.
@@ -284,6 +284,11 @@ class Stream:
         rules, measure = self.config.endpoint, self.measure(len(has_letter))
         return find_endpoint(has_letter, measure, n_stable, rules, self.n_committed_rows, self.pause_row)
 
+    def pause(self, has_letter: NDArray[np.bool_], slack: int = 0) -> Endpoint | None:
+        """`find_pause` in the segment, by letters that a final pass has heard."""
+        rules, measure = self.config.endpoint, self.measure(len(has_letter))
+        return find_pause(has_letter, measure, rules, slack, self.n_committed_rows, self.pause_row)
+
     def cut(self, task: Pass, has_letter: NDArray[np.bool_]) -> int | None:
         """The frame before which the segment ends, by what its final pass has heard.
 
@@ -298,21 +303,19 @@ class Stream:
             self.pending = self.final_pass(endpoint)  # the last step was too early for it
             return None
         if not task.is_pause:
-            pause = find_pause(has_letter, self.measure(n), rules, 0, self.n_committed_rows, self.pause_row)
+            pause = self.pause(has_letter)
             if pause is None or pause.end > n:
                 return first + find_cut(has_letter, rules, self.n_committed_rows).cut
             self.pending = self.final_pass(pause)  # which no step has found
             return None
         if not has_letter.any():
             return task.cut
-        endpoint, missed = (
-            find_pause(has_letter, self.measure(n), rules, slack, self.n_committed_rows, self.pause_row)
-            for slack in (0, min(1, rules.slack))
-        )
-        if endpoint is None and missed is not None and missed.end < n:
-            self.pending = self.final_pass(missed)  # which has not heard the letter that makes it too short
-            return None
+        endpoint = self.pause(has_letter)
         if endpoint is None:
+            missed = self.pause(has_letter, min(1, rules.slack))
+            if missed is not None and missed.end < n:
+                self.pending = self.final_pass(missed)  # which has not heard the letter that makes it too short
+                return None
             last = int(np.flatnonzero(has_letter)[-1])
             self.pause_frame = first + max(last + 1 + rules.after_speech, n + 1)
             return None

@@ -174,7 +174,7 @@ def run_without_partials(engine: Engine, samples: np.ndarray, config: StreamConf
 def test_streams_that_show_no_partials_have_the_same_finals(
     data: st.DataObject, pauses: list[int], noise: float
 ) -> None:
-    """Their steps are fewer where the audio is loud, and shorter behind a pause."""
+    """Their steps hear little but pauses."""
     engine = Engine(PlantedModel())
     words = [f"{'ABCDEFGH'[i]}WORDS {'XYZ'[i % 3]}MORE" for i in range(8)]
     parts = [plant(word, tail=tail)[:-80] for word, tail in zip(words, pauses, strict=False)]

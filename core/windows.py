@@ -61,6 +61,13 @@ class StreamConfig:
         needed = -(-(self.endpoint.after_speech + self.endpoint.slack) // self.hop)
         return min(needed, max(1, 1 + (self.left - MARGIN) // self.hop))
 
+    @property
+    def longest_wait(self) -> int:
+        """Frames behind the stable ones that a step may wait for where steps only find ends (`core.search`)."""
+        rules = self.endpoint
+        pause = min(rules.loud_factor * rules.after_speech + rules.slack, rules.max_length)
+        return max(self.hop, rules.before_speech, pause) + 2 * self.right
+
     @classmethod
     def preset(
         cls, latency: str, endpoint: EndpointConfig | None = None, steady: bool = False, **changes: int

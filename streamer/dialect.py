@@ -242,9 +242,8 @@ class Dialect:
         """Seconds of audio that wait for the model, without those it needs as context anyway."""
         if self.opening is None:
             return 0.0
-        config = self.opening.config
-        hops = config.most_hops if self.is_widened or not self.opening.partials else 1
-        return max(0, self.n_pushed - min(self.processed) - (hops * config.hop + config.right) * HOP) / SAMPLE_RATE
+        context = self.opening.context(self.is_widened)
+        return max(0, self.n_pushed - min(self.processed) - context * HOP) / SAMPLE_RATE
 
     @property
     def is_behind(self) -> bool:

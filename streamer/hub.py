@@ -175,7 +175,9 @@ class Hub:
         decode, ignored = session_decoder(engine.decode, dict(opening.hotwords))
         if ignored:
             live.session.ignore_hotwords(len(ignored))
-        live.job = self.scheduler.open(opening.config, deliver, engine, opening.n_streams, opening.partials, decode)
+        live.job = self.scheduler.open(
+            opening.config, deliver, engine, opening.n_streams, opening.partials, decode, opening.is_patient
+        )
         self.metrics.started.inc()
         details = {"session": live.tag, "model": opening.model}
         logger.info("session %s begins: %s", live.tag, opening.note, extra=details)

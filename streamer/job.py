@@ -32,6 +32,14 @@ class Opening:
     partials: bool = True  # without, steps that only show partials may be left out
     note: str = ""  # for the log
     hotwords: HotWords = ()  # of this stream, besides the server's
+    is_patient: bool = False  # nobody waits for finals, which may be found later where pauses are not quiet
+
+    def context(self, is_widened: bool) -> int:
+        """Frames beyond those that are stable that a step may have to wait for, where some are left out or none are."""
+        if self.is_patient and not self.partials:
+            return self.config.longest_wait
+        hops = self.config.most_hops if is_widened or not self.partials else 1
+        return hops * self.config.hop + self.config.right
 
 
 class Command(enum.Enum):
@@ -194,7 +202,7 @@ class Job:
         """Seconds that are computed of the window to run next."""
         task, config = self.task, self.stream.config
         assert task is not None
-        if task.cut is not None or self.engine.is_whole:
+        if task.cut is not None or self.engine.is_whole or self.stream.only_ends:
             return (task.end_sample - task.start_sample) / SAMPLE_RATE
         return step_s(config, max(0, task.end_sample - self.heard) / HOP, is_whole=False)
 

@@ -142,6 +142,7 @@ class Scheduler:
         channels: int = 1,
         wants_partials: bool = True,
         decode: Decode | None = None,
+        is_patient: bool = False,
     ) -> Job:
         """A new stream, or one a channel. `deliver` is called on a scheduler's thread and must only hand over.
 
@@ -149,6 +150,7 @@ class Scheduler:
             channels: with more than one, samples are (n, channels) and outputs come as `OfChannel`.
             wants_partials: without, half of the steps or more are left out.
             decode: instead of the engine's way from frames to words.
+            is_patient: without partials, hears only what it needs to find the ends of segments (`core.search`).
         """
         engine, now = engine or self.engine, self.clock()
 
@@ -160,6 +162,9 @@ class Scheduler:
         delivers = [deliver] if channels == 1 else [tagged(channel) for channel in range(channels)]
         jobs = [Job(engine, engine.new_stream(config, decode), one, now, wants_partials) for one in delivers]
         jobs[0].channels = tuple(jobs)
+        if is_patient and not wants_partials:
+            for job in jobs:
+                job.stream.hide_partials()
         with self.wake:
             self.jobs.update(dict.fromkeys(jobs))
         return jobs[0]

@@ -154,8 +154,7 @@ class Session:
     @property
     def backlog_s(self) -> float:
         """Seconds of audio that wait for the model, without those it needs as context anyway."""
-        hops = self.config.most_hops if self.is_widened or not self.start.partials else 1
-        waiting = self.n_pushed - min(self.processed) - (hops * self.config.hop + self.config.right) * HOP
+        waiting = self.n_pushed - min(self.processed) - self.opening.context(self.is_widened) * HOP
         return max(0, waiting) / SAMPLE_RATE
 
     # The engine's side

@@ -58,7 +58,8 @@ class Upload(Dialect):
         self.finals: list[Transcript] = []
         self.deltas = Deltas()
         self.failure: Failure | None = None
-        opening = Opening(defaults.config(), form.model, partials=False, note="an upload", hotwords=form.hotwords)
+        config, hotwords = defaults.config(), form.hotwords
+        opening = Opening(config, form.model, partials=False, is_patient=True, note="an upload", hotwords=hotwords)
         self.begin(opening, Intake(SAMPLE_RATE, "pcm_f32le", 1))
 
     def receive_bytes(self, data: bytes) -> list[Item]:

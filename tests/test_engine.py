@@ -165,6 +165,8 @@ def run_without_partials(engine: Engine, samples: np.ndarray, config: StreamConf
         for start in range(0, len(samples), n):
             stream.push(samples[start : start + n])
             events += engine.drain(stream)
+            # A server reads no more than that of a recording, so a step must not wait for more.
+            assert stream.n_samples - stream.n_processed <= n_samples_for(config.longest_wait)
         stream.finish()
         return events + engine.drain(stream)
 

@@ -277,6 +277,21 @@ def test_sessions_without_partials_cost_half() -> None:
     assert counts[1] < 0.7 * counts[0]
 
 
+def test_sessions_that_nobody_waits_for_hear_little_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stream, "only_ends", property(lambda stream: not stream.shows_partials))
+    heard, counts = [], []
+    for is_patient in (False, True):
+        scheduler = make(model := PlantedModel())
+        outputs: list[Output] = []
+        job = scheduler.open(CONFIG, outputs.extend, wants_partials=False, is_patient=is_patient)
+        scheduler.submit(job, [SPEECH, Command.FINISH])
+        run(scheduler)
+        heard.append(finals(outputs))
+        counts.append(sum(model.lengths))
+    assert heard[0] == heard[1] != []
+    assert counts[1] < 0.8 * counts[0]
+
+
 def test_room_ends_before_steps_come_later_than_the_hop() -> None:
     laboratory = Laboratory(0.01)
     scheduler = laboratory.scheduler

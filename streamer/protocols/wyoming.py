@@ -215,7 +215,9 @@ class Wyoming(Dialect):
         channels = number(audio, "channels", *CHANNELS)
         self.texts = []
         config, note = self.start.config(), f"wyoming, {rate} Hz"
-        opening = Opening(config, self.start.model, partials=False, note=note, hotwords=self.start.hotwords)
+        opening = Opening(
+            config, self.start.model, partials=False, is_patient=True, note=note, hotwords=self.start.hotwords
+        )
         self.begin(opening, Intake(rate, "pcm_s16le", channels))
         self.tell("transcript-start", {"language": self.language})
 

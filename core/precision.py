@@ -255,9 +255,10 @@ class PackedAttention(nn.Module):
         """As `Attention.project`."""
         B, T, _ = hidden.shape
         rows = self.qkv(hidden).view(B, T, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
-        # Once laid out by heads, all three are read by the products of bfloat16 as they are.
+        # Once laid out by heads, all three are read by the products of bfloat16 as they are. The tiled kernel of float32
+        # reads the values again for every few queries.
         q, k, v = rows if rows.dtype == torch.float32 else rows.contiguous()
-        return q, k, v
+        return q, k, v.contiguous()
 
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, want_weights: bool = False

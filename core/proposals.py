@@ -28,6 +28,7 @@ from core.stitcher import LogProbs
 
 BRANCHES = 32  # pieces tried in all places of a text
 READ = 16  # changes of one round that the decoder reads
+HOPE = 6.0  # natural logarithm: how much worse than the text a change may promise to be that it reads
 
 Prior = Callable[[Sequence[str]], Sequence[float]]  # of texts, what the language model adds to their scores
 
@@ -208,7 +209,7 @@ class Proposals:
         self.judge(found)
         hopeful = {new: self.judged[new] + self.weight * of[1] for new, of in found.items() if new not in self.scores}
         best = sorted(hopeful, key=hopeful.__getitem__, reverse=True)[:READ]
-        self.read(new for new in best if np.isfinite(hopeful[new]))
+        self.read(new for new in best if hopeful[new] > self.scores[text] - HOPE)
         better = [new for new in found if self.scores.get(new, -np.inf) > self.scores[text]]
         made: list[Change] = []
         for new in sorted(better, key=self.scores.__getitem__, reverse=True):

@@ -255,8 +255,8 @@ class PackedAttention(nn.Module):
         """As `Attention.project`."""
         B, T, _ = hidden.shape
         rows = self.qkv(hidden).view(B, T, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
-        # Once laid out by heads, all three are read by the products of bfloat16 as they are. The tiled kernel of float32
-        # reads the values again for every few queries.
+        # Once laid out by heads, all three are read by the products of bfloat16 as they are; the values again and again
+        # by the tiled kernel of float32.
         q, k, v = rows if rows.dtype == torch.float32 else rows.contiguous()
         return q, k, v.contiguous()
 

@@ -33,6 +33,7 @@ from core.endpoint import (
 )
 from core.ring_buffer import RingBuffer
 from core.search import AHEAD, Search
+from core.silence import hush_of, is_hushed
 from core.slots import Slot
 from core.statistics import Statistics
 from core.stitcher import LogProbs, empty
@@ -83,6 +84,8 @@ class Stream:
         self.n_samples = 0  # accepted so far
         self.processed_frame = 0  # first frame that was not stable when the segment before ended
         self.barriers: deque[int] = deque()  # sample positions of flushes that wait
+        self.hush = -1.0  # sound of no more energy is silence, as the last pause was; below 0: there was none yet
+        self.silent_frame = 0  # first frame that was not stable after a step that was left out because of that
         self.pending: Pass | None = None  # the final pass of a segment that has ended
         self.committed: tuple[WordSpan, ...] = ()
         self.reviews: tuple[tuple[WordSpan, ...], ...] = ()  # the words of the last ones, the newest first
@@ -106,8 +109,8 @@ class Stream:
 
     @property
     def n_processed(self) -> int:
-        """Samples whose frames are stable or final."""
-        return HOP * max(self.processed_frame, self.shown.stable_frame)
+        """Samples whose frames are stable or final, or silence."""
+        return HOP * max(self.processed_frame, self.shown.stable_frame, self.silent_frame)
 
     @property
     def is_ready(self) -> bool:
@@ -165,6 +168,8 @@ class Stream:
             return self.pending
         if self.only_ends:
             self.listen()
+        if self.shows_all:
+            self.skip_silence()
         stable = min(self.target, self.next_shown) if self.shows_all else self.target
         if (step := self.step_to(stable, only_shows=stable < self.target)) is not None:
             return step
@@ -239,11 +244,24 @@ class Stream:
     @property
     def next_shown(self) -> int:
         """First frame that is not stable after the next step that shows a partial."""
-        config, shown = self.config, self.shown.stable_frame
+        config, shown = self.config, max(self.shown.stable_frame, self.silent_frame)
         hops = 1 if self.shows_all else config.most_hops
         if self.shows_newest:
             hops = max(hops, min((n_frames(self.limit) - config.right - shown) // config.hop, config.most_hops))
         return shown + hops * config.hop
+
+    def skip_silence(self) -> None:
+        """Leaves out steps that only show partials, where these would say what the ones before said."""
+        while (stable := self.next_shown) < self.target and self.shows_nothing_new(stable):
+            self.silent_frame = stable
+
+    def shows_nothing_new(self, stable: int) -> bool:
+        """Whether what the step up to there hears for the first time, or hears more of what follows it, is silence."""
+        config, end = self.config, stable + self.config.right
+        if self.hush < 0 or config.steady or n_samples_for(end) > self.limit:
+            return False
+        first = self.frames.start_frame
+        return is_hushed(self.measure(end - first, stable - config.hop - first)(), self.hush)
 
     def step_to(self, stable: int, only_shows: bool) -> Pass | None:
         """The step after which that is the first frame that is not stable; None where its samples are not there yet."""
@@ -320,6 +338,7 @@ class Stream:
             self.pause_frame = first + max(last + 1 + rules.after_speech, n + 1)
             return None
         if endpoint.end == n:
+            self.hush = hush_of(self.measure(n)(), has_letter, endpoint.cut, rules.quiet_ratio)
             return first + endpoint.cut
         if endpoint.end > n:
             self.pause_frame = first + endpoint.cut + rules.after_speech // 2

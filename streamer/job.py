@@ -35,7 +35,7 @@ class Opening:
     is_patient: bool = False  # nobody waits for finals, which may be found later where pauses are not quiet
 
     def context(self, is_widened: bool) -> int:
-        """Frames beyond those that are stable that a step may have to wait for, where some are left out or none are."""
+        """Frames behind the stable ones that a step may wait for, where some are left out or none are."""
         if self.is_patient and not self.partials:
             return self.config.longest_wait
         hops = self.config.most_hops if is_widened or not self.partials else 1
@@ -121,6 +121,7 @@ class Job:
     heard_due: float = 0.0  # `due` of that
     stepped_at: float = 0.0
     told_widened: bool = False
+    told_processed: int = 0  # samples
     is_running: bool = False  # in a batch, and nobody else's
     is_over: bool = False
 
@@ -192,6 +193,11 @@ class Job:
         self.hearing, task = Hearing(self.task, self.due, has_begun=True), self.task
         self.task = None
         return self.engine.window(self.stream, task)
+
+    def progress(self) -> Progress:
+        """What is to be told of it."""
+        self.told_processed = self.stream.n_processed
+        return Progress(self.told_processed)
 
     def moved(self, task: Pass, now: float) -> None:
         """The window of `task` has been run."""

@@ -42,7 +42,6 @@ from streamer.job import (
     Job,
     OfChannel,
     Output,
-    Progress,
     Widened,
 )
 from streamer.load import Cost, Response, window_s
@@ -340,7 +339,7 @@ class Scheduler:
             with self.wake:
                 if task.cut is None and is_new and due <= done:
                     self.admission.responses.add(Response(done, done - due, job.hop_s))
-            outputs: list[Output] = [*events, Progress(job.stream.n_processed)]
+            outputs: list[Output] = [*events, job.progress()]
             if job.told_widened != is_widened and job.wants_partials:
                 job.told_widened = is_widened
                 outputs.append(Widened(is_widened))
@@ -396,6 +395,8 @@ class Scheduler:
             task = None
         if task is None:
             job.task = None
+            if stream.n_processed > job.told_processed:  # by steps that were left out
+                self.send(job, [job.progress()])
         elif task != job.task:
             job.plan(task, now)
             if now - job.due > job.hop_s and not stream.shows_newest:

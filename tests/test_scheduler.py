@@ -292,6 +292,27 @@ def test_sessions_that_nobody_waits_for_hear_little_twice(monkeypatch: pytest.Mo
     assert counts[1] < 0.8 * counts[0]
 
 
+def test_silence_in_which_no_step_is_run_counts_as_processed() -> None:
+    scheduler = make(model := PlantedModel())
+    job, outputs = opened(scheduler)
+    noise = np.resize(np.array([0.01, -0.01], np.float32), 50 * 320)
+    noise[::320] = 0  # what the model reads
+    scheduler.submit(job, [plant("HELLO~~")[:-80], *[noise] * 2])
+    run(scheduler)
+    assert finals(outputs) == ["HELLO"] and job.stream.hush == 0, "so that all noise may be speech"
+    scheduler.submit(job, [np.concatenate([plant("WORLD")[:-80], noise, noise, noise])])
+    run(scheduler)
+    assert finals(outputs) == ["HELLO", "WORLD"] and job.stream.hush > 0
+    for _ in range(40):
+        n, told = len(model.lengths), len(outputs)
+        scheduler.submit(job, [noise[: 25 * 320]])
+        run(scheduler)
+        if len(model.lengths) == n:
+            break
+    assert [type(output) for output in outputs[told:]] == [Progress]
+    assert job.stream.n_samples - job.stream.n_processed <= (2 * CONFIG.hop + CONFIG.right) * 320
+
+
 def test_room_ends_before_steps_come_later_than_the_hop() -> None:
     laboratory = Laboratory(0.01)
     scheduler = laboratory.scheduler

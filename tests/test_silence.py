@@ -10,10 +10,11 @@ import soundfile
 from planted import PlantedModel, plant
 
 from core.acoustic import AcousticModel
-from core.audio import SAMPLE_RATE, Samples
+from core.audio import HOP, SAMPLE_RATE, Samples
 from core.engine import Engine
 from core.ring_buffer import RingBuffer
-from core.silence import still_value
+from core.silence import BLOCK, LOUDER, hush_of, is_hushed, still_value
+from core.stream import Stream
 from core.transcript import Event, Transcript
 from core.windows import StreamConfig
 from streamer.job import Command
@@ -87,3 +88,42 @@ def test_silence_does_not_count_as_time_that_speech_would_take() -> None:
     n_still = sum(report.n_still for report in reports)
     assert 5 < n_still < len(reports)
     assert scheduler.costs[scheduler.engine].weight <= len(reports) - n_still  # batches that tell what one costs
+
+
+def test_the_silence_of_a_pause() -> None:
+    has_letter = np.arange(100) < 50
+    energy = np.where(has_letter, 1.0, 0.001).astype(np.float32)
+    assert hush_of(energy, has_letter, 75, 0.1) == pytest.approx(LOUDER * 0.001)
+    energy[75:] = 0.05
+    assert hush_of(energy, has_letter, 75, 0.1) == pytest.approx(0.1), "in noise as loud as that speech may be softer"
+    quiet = np.full(23, 0.001, np.float32)
+    assert is_hushed(quiet, 0.002)
+    quiet[-1] += 0.0009 * BLOCK
+    assert is_hushed(quiet, 0.002)
+    quiet[-1] += 0.0002 * BLOCK
+    assert not is_hushed(quiet, 0.002)
+
+
+def noisy(text: str, amplitude: float) -> Samples:
+    samples = plant(text)
+    noise = np.resize(np.array([amplitude, -amplitude], np.float32), len(samples))
+    return np.where(np.arange(len(samples)) % HOP > 0, samples + noise, samples)  # the model reads the others
+
+
+def test_no_partial_is_computed_while_nobody_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same partials and finals come of fewer steps, but where the noise gets louder."""
+
+    def heard(samples: Samples) -> tuple[list[Event], int]:
+        return listen(Engine(model := PlantedModel()), samples), len(model.lengths)
+
+    parts = ["GOOD THINGS~~~~~~~~", "FIVE BOOKS~~~SEE~~~~~~~~~LLAMAS~~"]
+    same = np.concatenate([noisy(part, 0.01) for part in parts])
+    louder = np.concatenate([noisy(part, amplitude) for part, amplitude in zip(parts, (0.01, 0.03), strict=True)])
+    saved = [heard(same), heard(louder)]
+    monkeypatch.setattr(Stream, "shows_nothing_new", lambda *_: False)
+    plain = [heard(same), heard(louder)]
+    for (events, n), (expected, n_expected), most in zip(saved, plain, (0.8, 0.9), strict=True):
+        assert events == expected
+        assert n < most * n_expected
+    assert len(finals(saved[0][0])) == 4
+    assert saved[0][1] < saved[1][1]

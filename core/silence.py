@@ -17,7 +17,7 @@ from core.ring_buffer import RingBuffer
 
 GLANCE = 400  # newest samples, which nearly always tell that a window is not still
 BLOCK = 5  # frames whose sound is told apart, about the length of the shortest words
-LOUDER = 3.0  # energy of noise that is still the same, beside its mean
+LOUDER = 5.0  # energy of noise that is still the same, beside its mean
 
 
 def still_value(samples: RingBuffer, start: int, end: int) -> float | None:

@@ -42,5 +42,4 @@ def hush_of(energy: NDArray[np.float32], has_letter: NDArray[np.bool_], cut: int
 
 def is_hushed(energy: NDArray[np.float32], hush: float) -> bool:
     """Whether no block of (n_frames,) is louder."""
-    n = len(energy) - len(energy) % BLOCK
-    return bool((energy[len(energy) - n :].reshape(-1, BLOCK).mean(1) <= hush).all())
+    return bool((energy[len(energy) % BLOCK :].reshape(-1, BLOCK).mean(1) <= hush).all())

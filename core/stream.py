@@ -5,9 +5,9 @@ and where segments end. When one ends (endpoint, flush or end of stream) its *fi
 more, with context on both sides. Every decision depends on sample positions alone, never on when or in which pieces the
 samples came.
 
-Not every step can end a segment: a pause must last first. Those between only show partials, and may be left out
-(`Stream.shows_all = False`) where time is short; the finals stay the same to the bit. Steps of a
-stream that never shows partials (`Stream.only_ends`) hear no more than `core.search` asks for.
+Not every step can end a segment: a pause must last first. Those between only show partials, and may be left out where
+time is short (`Stream.shows_all = False`) or nobody speaks (`core.silence`); the finals stay the same to the bit. Steps
+of a stream that never shows partials (`Stream.only_ends`) hear no more than `core.search` asks for.
 """
 
 from __future__ import annotations
@@ -168,9 +168,10 @@ class Stream:
             return self.pending
         if self.only_ends:
             self.listen()
+        stable = self.target
         if self.shows_all:
             self.skip_silence()
-        stable = min(self.target, self.next_shown) if self.shows_all else self.target
+            stable = min(stable, self.next_shown)
         if (step := self.step_to(stable, only_shows=stable < self.target)) is not None:
             return step
         if self.barriers:

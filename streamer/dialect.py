@@ -242,8 +242,7 @@ class Dialect:
         """Seconds of audio that wait for the model, without those it needs as context anyway."""
         if self.opening is None:
             return 0.0
-        context = self.opening.context(self.is_widened)
-        return max(0, self.n_pushed - min(self.processed) - context * HOP) / SAMPLE_RATE
+        return self.opening.backlog_s(self.n_pushed, min(self.processed), self.is_widened)
 
     @property
     def is_behind(self) -> bool:

@@ -34,12 +34,17 @@ class Opening:
     hotwords: HotWords = ()  # of this stream, besides the server's
     is_patient: bool = False  # nobody waits for finals, which may be found later where pauses are not quiet
 
-    def context(self, is_widened: bool) -> int:
-        """Frames behind the stable ones that a step may wait for, where some are left out or none are."""
-        if self.is_patient and not self.partials:
-            return self.config.longest_wait
-        hops = self.config.most_hops if is_widened or not self.partials else 1
-        return hops * self.config.hop + self.config.right
+    def backlog_s(self, n_pushed: int, n_processed: int, is_widened: bool) -> float:
+        """Seconds of that many samples that wait for the model, without those that a step may need as context anyway.
+
+        Args:
+            is_widened: steps that only show partials are left out.
+        """
+        context = self.config.longest_wait
+        if self.partials or not self.is_patient:
+            hops = self.config.most_hops if is_widened or not self.partials else 1
+            context = hops * self.config.hop + self.config.right
+        return max(0, n_pushed - n_processed - HOP * context) / SAMPLE_RATE
 
 
 class Command(enum.Enum):

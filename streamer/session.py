@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from core.audio import HOP, SAMPLE_RATE
 from core.transcript import Gap, Transcript
 from streamer.intake import Intake
 from streamer.job import Command, Failed, Finished, Flushed, Item, OfChannel, Opening, Output, Progress, Widened
@@ -154,8 +153,7 @@ class Session:
     @property
     def backlog_s(self) -> float:
         """Seconds of audio that wait for the model, without those it needs as context anyway."""
-        waiting = self.n_pushed - min(self.processed) - self.opening.context(self.is_widened) * HOP
-        return max(0, waiting) / SAMPLE_RATE
+        return self.opening.backlog_s(self.n_pushed, min(self.processed), self.is_widened)
 
     # The engine's side
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from math import inf
 
 END, BEGIN = 0, 1  # ids of what follows the last piece, and of what comes before the first
 N_SPECIAL = 2
+KNOWN_WORDS = 1 << 14  # whose pieces are kept
 MERGE, NEAR = 4, 3  # texts go on as one where they had so many pieces alike, at places so near to each other
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """What texts are made of: letters, syllables and words, which begin with a space where they begin a word."""
+    """What texts are made of: letters, syllables and words, which begin with a space where they begin a word.
+
+    Words are cut as the decoder was taught to read them, by byte pair encoding (Sennrich et al. 2016,
+    https://arxiv.org/abs/1508.07909): of two neighbours that are a piece together, those become one whose piece stands
+    first in `texts`. Cut by the longest match, Whisper's decoder finds the same texts half as likely again.
+    """
 
     texts: tuple[str, ...]
 
@@ -22,8 +30,9 @@ class Pieces:
         return {piece: i for i, piece in enumerate(self.texts, N_SPECIAL)}
 
     @cached_property
-    def longest(self) -> int:
-        return max(map(len, self.texts))
+    def split(self) -> Callable[[str], tuple[int, ...]]:
+        """The pieces of one word in lower case; those of the newest words are kept."""
+        return lru_cache(KNOWN_WORDS)(self.merge)
 
     def text(self, piece: int) -> str:
         """What an id stands for; nothing where it is `BEGIN` or `END`."""
@@ -34,16 +43,26 @@ class Pieces:
         return self.text(piece).startswith(" ")
 
     def encode(self, text: str) -> list[int]:
-        """The pieces of words, the longest that fit, from left to right. Letters that are none are left out."""
-        ids: list[int] = []
-        for word in text.lower().split():
-            rest = f" {word}"
-            while rest:
-                n = next((n for n in range(min(self.longest, len(rest)), 0, -1) if rest[:n] in self.ids), 0)
-                if n:
-                    ids.append(self.ids[rest[:n]])
-                rest = rest[max(n, 1) :]
-        return ids
+        """The pieces of a text's words. Letters that are none are left out."""
+        return [piece for word in text.lower().split() for piece in self.split(word)]
+
+    def merge(self, word: str) -> tuple[int, ...]:
+        """See `split`; nothing is kept."""
+        letters = [letter for letter in word if letter in self.ids]
+        first, *rest = merged([" ", *letters], self.ids)
+        if first == " " and rest and f" {rest[0][0]}" in self.ids:  # no piece by itself
+            first, rest = " " + rest[0][0], [*rest[0][1:], *rest[1:]]
+        return tuple(self.ids[part] for part in (first, *rest) if part in self.ids)
+
+
+def merged(parts: list[str], ranks: Mapping[str, int], below: float = inf) -> list[str]:
+    """Neighbours made one, those of the lowest rank first, as long as some have a rank below that one."""
+    while len(parts) > 1:
+        rank, i = min((ranks.get(a + b, inf), i) for i, (a, b) in enumerate(pairwise(parts)))
+        if rank >= below:
+            break
+        parts = [*parts[:i], parts[i] + parts[i + 1], *parts[i + 2 :]]
+    return parts
 
 
 @dataclass(slots=True)

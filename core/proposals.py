@@ -1,9 +1,10 @@
 """Texts that a search did not find, proposed by the decoder that reads its best ones.
 
-What reads a text (`core.rescorer`) says at each piece what it would rather have read. Where that is about as likely,
-the decoder goes on from there by itself to the end of a word or a few, behind which the rest of the text is joined
-again, with a word more or less. Such changes are judged as all texts are: by the frames, the language model and the
-decoder together, so that what was not heard has no chance. Those that are better are made, and looked at again.
+What reads a text (`core.rescorer`) says at each piece what it would rather have read. So it writes a text by itself,
+along those that it has read wherever it agrees, and each difference is a change that may be made. And where another
+piece is about as likely, it goes on from there to the end of a word or a few, behind which the rest of the text is
+joined again, with a word more or less. Such changes are judged as all texts are: by the frames, the language model and
+the decoder together, so that what was not heard has no chance. Those that are better are made, and looked at again.
 
 One word at a time, in all places at once, it is a batched and local form of joint CTC and attention decoding (Watanabe
 et al. 2017, https://doi.org/10.1109/JSTSP.2017.2763455), whose search writes the whole text piece by piece.
@@ -14,6 +15,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import SequenceMatcher
 from functools import cached_property
 
 import numpy as np
@@ -23,11 +25,12 @@ from core.aligner import align_words, spell
 from core.decoder import Alphabet, GreedyDecoder, WordSpan
 from core.likelihood import log_likelihoods
 from core.pieces import BEGIN, END
-from core.rescorer import Reading, Rescorer
+from core.rescorer import ROUND, Reading, Rescorer
 from core.stitcher import LogProbs
 
 BRANCHES = 32  # pieces tried in all places of a text
 READ = 16  # changes of one round that the decoder reads
+LONGER = 2  # times the longest text that was read: more the decoder does not write
 HOPE = 6.0  # natural logarithm: how much worse than the text a change may promise to be that it reads
 
 Prior = Callable[[Sequence[str]], Sequence[float]]  # of texts, what the language model adds to their scores
@@ -43,7 +46,7 @@ class Reach:
     rounds: int
 
 
-NEAR, FAR = Reach(2.0, 2, 2, 2), Reach(3.0, 3, 5, 6)  # of texts that a language model had its say in, and of others
+NEAR, FAR = Reach(0.0, 2, 2, 2), Reach(3.0, 3, 5, 6)  # of texts that a language model had its say in, and of others
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,7 @@ class Proposals:
     judged: dict[str, float] = field(default_factory=dict)  # by frames and language model; hopeless ones are −inf
     scores: dict[str, float] = field(default_factory=dict)  # and by the decoder
     nodes: dict[str, list[int]] = field(default_factory=dict)  # of texts that were read
+    written: str = ""  # what the decoder writes by itself
 
     @cached_property
     def reading(self) -> Reading:
@@ -166,16 +170,22 @@ class Proposals:
 
     def best(self, texts: Sequence[str]) -> str:
         """The best of some texts and of what comes of them."""
-        self.judge(texts)
-        self.read([text for text in texts if np.isfinite(self.judged[text])])
+        self.consider(texts)
         if not self.scores:
             return texts[0] if texts else ""
+        self.written = self.write()
+        self.consider([self.written] if self.written else [])
         text = max(self.scores, key=self.scores.__getitem__)
         for _ in range(self.reach.rounds):
             text, before = self.improve(text), text
             if text == before:
                 break
         return text
+
+    def consider(self, texts: Sequence[str]) -> None:
+        """Judges texts and reads those that the frames can hold."""
+        self.judge(texts)
+        self.read(text for text in texts if np.isfinite(self.judged[text]))
 
     def judge(self, texts: Iterable[str]) -> None:
         """By frames and language model."""
@@ -192,6 +202,22 @@ class Proposals:
         for text, nodes in zip(new, self.reading.read(new), strict=True):
             self.nodes[text] = nodes
             self.scores[text] = self.judged[text] + self.weight * self.reading.log_prob(nodes)
+
+    def write(self) -> str:
+        """What the decoder writes by itself, the likeliest piece at a time; nothing where the alphabet lacks a letter.
+
+        Along texts that were read nothing is read again (as drafts are verified by Leviathan et al. 2023,
+        https://arxiv.org/abs/2211.17192).
+        """
+        reading, node, pieces = self.reading, 0, list[int]()
+        for _ in range(LONGER * max(map(len, self.nodes.values())) + ROUND):
+            reading.catch_up()
+            piece = int(reading.log_probs[node].argmax())
+            if piece in (BEGIN, END):
+                break
+            pieces.append(piece)
+            node = reading.tree.follow(node, piece)
+        return " ".join(self.words(pieces) or ())
 
     def labels(self, text: str) -> list[int]:
         """The ids of a text, a delimiter between words."""
@@ -226,12 +252,12 @@ class Proposals:
         return max([text, *better], key=self.scores.__getitem__)
 
     def changes(self, text: str) -> dict[Change, float]:
-        """What the decoder would rather read, and about how likely it finds the text with it."""
+        """What the decoder writes otherwise or would rather read, and how likely, at most, it finds the text then."""
         reading, begins = self.reading, self.rescorer.pieces.begins
+        found = dict.fromkeys(differences(text, self.written), 0.0)
         read = Read.of(text, self.nodes[text], reading)
         if read is None:
-            return {}
-        found: dict[Change, float] = {}
+            return found
 
         def join(branch: Branch, log_prob: float, is_end: bool) -> int:
             """Adds the texts that go on behind a branch; the number of its words."""
@@ -274,13 +300,14 @@ class Proposals:
     def places(self, read: Read) -> list[tuple[int, int]]:
         """Where a text may go on otherwise, and with which piece; the likeliest first."""
         said = [*read.ids, END]
-        others = self.reading.log_probs[read.nodes].copy()
+        others = self.reading.log_probs[read.nodes]  # a copy
         own = others[range(len(said)), said]
         others[:, BEGIN] = others[range(len(said)), said] = -np.inf
+        open_places = np.flatnonzero(others.max(1) > own - self.reach.margin)
         n = min(self.reach.others, others.shape[1] - 1)
-        pieces = np.argpartition(-others, n, 1)[:, :n]
-        gaps = own[:, None] - np.take_along_axis(others, pieces, 1)
-        found = [(float(gaps[at]), int(at[0]), int(pieces[at])) for at in np.ndindex(gaps.shape)]
+        pieces = np.argpartition(others[open_places], -n, 1)[:, -n:]
+        gaps = own[open_places, None] - others[open_places[:, None], pieces]
+        found = [(float(gaps[at]), int(open_places[at[0]]), int(pieces[at])) for at in np.ndindex(gaps.shape)]
         return [(place, piece) for gap, place, piece in sorted(found) if gap < self.reach.margin][:BRANCHES]
 
     def words(self, pieces: Sequence[int]) -> tuple[str, ...] | None:
@@ -290,6 +317,13 @@ class Proposals:
         except ValueError:
             return None
         return tuple("".join(self.alphabet.tokens[i] for i in word) for word in spelled)
+
+
+def differences(text: str, other: str) -> list[Change]:
+    """What makes one text the other, each by itself; of no other text nothing."""
+    words, others = text.split(), other.split()
+    parts = SequenceMatcher(None, words, others, autojunk=False).get_opcodes() if others else []
+    return [Change(first, end, tuple(others[a:b])) for kind, first, end, a, b in parts if kind != "equal"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from core.rounding import GROUP, SUFFIX, from_integers, to_int4, to_int8
 FOLDER = "rescorer"
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 # Read with and written with: four bits of it would cost the most. Six of eight are used: archives squeeze the rest.
-EMBEDDING, HIGHEST_6 = "embedding.weight", 31
+EMBEDDING = "embedding.weight"
 ROUND, ROOM = 16, 64  # pieces and what they see are padded to multiples: kernels are made anew for each new shape
 
 
@@ -51,7 +51,8 @@ class RescorerConfig:
     num_attention_heads: int = 8
     intermediate_size: int = 2048
     max_length: int = 256  # pieces and their end; longer texts are read up to there
-    weight: float = 0.8  # of a text's log-probability beside the score that the search gave it
+    n_prompt: int = 0  # what is always read before a text, as Whisper reads which language and task it is
+    weight: float = 1.0  # of a text's log-probability beside the score that the search gave it
     n_best: int = 20  # texts of the search that are read
     is_proposing: bool = True  # texts that the search did not find (`core.proposals`)
     frames: float = 0.36  # weight of the frames' log-probability, where it proposes
@@ -134,6 +135,7 @@ class Rescorer(nn.Module):
         n, d = N_SPECIAL + len(config.pieces), config.hidden_size
         self.embedding = nn.Embedding(n, d)
         self.positions = nn.Parameter(torch.zeros(config.max_length, d))
+        self.prompt = nn.Parameter(torch.zeros(config.n_prompt, d))  # with its positions
         self.state_norm = nn.LayerNorm(d)
         self.layers = nn.ModuleList(DecoderLayer(config.block) for _ in range(config.num_hidden_layers))
         self.layer_norm = nn.LayerNorm(d)
@@ -160,11 +162,12 @@ class Rescorer(nn.Module):
         Returns:
             (text, piece, id) logits.
         """
-        places = torch.arange(read.shape[1], device=read.device)
-        states, x = self.state_norm(states), self.embed(read, places)
+        states, places = self.state_norm(states), torch.arange(read.shape[1], device=read.device)
+        x = torch.cat([self.prompt.expand(len(read), -1, -1), self.embed(read, places)], 1)
+        causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=read.device).tril()
         for layer in self.blocks():
-            x = layer(x, places[:, None] >= places, *layer.cross_attention.project(states), mask)
-        return self.following(x)
+            x = layer(x, causal, *layer.cross_attention.project(states), mask)
+        return self.following(x[:, len(self.prompt) :])
 
     def blocks(self) -> list[DecoderLayer]:
         return cast(list[DecoderLayer], list(self.layers))
@@ -224,7 +227,7 @@ class Rescorer(nn.Module):
             if is_rough and is_rounded(name, weight):
                 weights[name], weights[name + SUFFIX] = to_int4(weight)
             elif is_rough and name == EMBEDDING:
-                weights[name], weights[name + SUFFIX] = to_int8(weight, HIGHEST_6)
+                weights[name], weights[name + SUFFIX] = to_int8(weight)
             else:
                 weights[name] = weight.half()
         save_file(weights, directory / WEIGHTS_NAME, metadata={"format": "pt"})
@@ -260,13 +263,19 @@ class Reading:
 
     def __init__(self, rescorer: Rescorer, states: NDArray[np.float32]) -> None:
         self.rescorer, self.tree = rescorer, Tree()
-        self.log_probs = np.zeros((0, N_SPECIAL + len(rescorer.config.pieces)), np.float32)  # (node, id) what follows
+        self.rows = np.zeros((0, N_SPECIAL + len(rescorer.config.pieces)), np.float32)  # with room behind those read
+        self.n_read = 0  # nodes
         self.kept: list[tuple[Tensor, Tensor]] = []  # keys and values (1, head, room, D / n_heads) of each block
         device, dtype = rescorer.positions.device, rescorer.positions.dtype
         with torch.inference_mode():
             heard = rescorer.state_norm(torch.from_numpy(states)[None].to(device, dtype))
             projected = (layer.cross_attention.project(heard) for layer in rescorer.blocks())
             self.heard = [(k.contiguous(), v.contiguous()) for k, v in projected]
+
+    @property
+    def log_probs(self) -> NDArray[np.float32]:
+        """(node, id) natural logarithms of what follows each node that was read."""
+        return self.rows[: self.n_read]
 
     def encode(self, text: str) -> list[int]:
         """The pieces of a text, as many as are read."""
@@ -281,25 +290,30 @@ class Reading:
     def log_prob(self, nodes: Sequence[int]) -> float:
         """Natural logarithm of the probability of a text, given its nodes."""
         said = [*(self.tree.pieces[node] for node in nodes[1:]), END]
-        return float(self.log_probs[nodes, said].sum())
+        return float(self.rows[nodes, said].sum())
 
     @torch.inference_mode()
     def catch_up(self) -> None:
         """Reads the nodes that are new."""
-        first, end = len(self.log_probs), len(self.tree.pieces)
+        first, end = self.n_read, len(self.tree.pieces)
         if first == end:
             return
-        n = -(-(end - first) // ROUND) * ROUND
-        room = -(-end // ROOM) * ROOM
+        rescorer, device = self.rescorer, self.rescorer.positions.device
+        n_prompt = len(rescorer.prompt)
+        lead = 0 if self.kept else n_prompt  # rows of the prompt, which is read with the first pieces
+        n = padded(lead + end - first) - lead
+        room = -(-(n_prompt + end) // ROOM) * ROOM
         pieces, places = np.full((1, n), BEGIN), np.zeros(n, np.int64)
         pieces[0, : end - first], places[: end - first] = self.tree.pieces[first:], self.tree.places[first:]
-        seen = np.zeros((n, room), bool)
-        seen[:, 0] = True  # what is padding sees something
+        seen = np.zeros((lead + n, room), bool)
+        seen[:lead, :n_prompt] = np.tri(lead, n_prompt)
+        seen[lead:, : n_prompt + 1] = True  # the prompt and the beginning, also by what is padding
         for row, path in enumerate(self.tree.paths[first:]):
-            seen[row, [*path, first + row]] = True
-        rescorer, device = self.rescorer, self.rescorer.positions.device
+            seen[lead + row, [n_prompt + node for node in (*path, first + row)]] = True
         mask = torch.from_numpy(seen).to(device)
         x = rescorer.embed(torch.from_numpy(pieces).to(device), torch.from_numpy(places).to(device))
+        x = torch.cat([rescorer.prompt[:lead][None], x], 1)
+        read = slice(n_prompt + first - lead, n_prompt + end)
         for i, layer in enumerate(rescorer.blocks()):
             q, *new = layer.attention.project(layer.layer_norm(x))
             if i == len(self.kept):
@@ -307,12 +321,19 @@ class Reading:
             k, v = (
                 F.pad(kept, (0, 0, 0, room - kept.shape[2])) if kept.shape[2] < room else kept for kept in self.kept[i]
             )
-            k[:, :, first:end], v[:, :, first:end] = (part[:, :, : end - first] for part in new)
+            k[:, :, read], v[:, :, read] = (part[:, :, : lead + end - first] for part in new)
             self.kept[i] = k, v
             x = x + layer.attention.out_proj(layer.attention.mix(q, k, v, mask)[0])
             x = layer.hear(x, *self.heard[i])
-        following = F.log_softmax(rescorer.following(x)[0, : end - first], -1, dtype=torch.float32)
-        self.log_probs = np.concatenate([self.log_probs, following.cpu().numpy()])
+        following = F.log_softmax(rescorer.following(x[:, lead:])[0, : end - first], -1, dtype=torch.float32)
+        if end > len(self.rows):
+            self.rows = np.pad(self.log_probs, ((0, room + end // 2 - first), (0, 0)))
+        self.rows[first:end], self.n_read = following.cpu().numpy(), end
+
+
+def padded(n: int) -> int:
+    """A few sizes for any number of rows, not much larger: single rows are read one after another."""
+    return -(-n // ROUND) * ROUND if n > ROUND // 2 else 1 << (n - 1).bit_length()
 
 
 def is_rounded(name: str, weight: Tensor) -> bool:

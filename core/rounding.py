@@ -1,8 +1,9 @@
 """Weights on disk as integers of eight or four bits, with scales; in memory they are floats again.
 
-Eight bits: one scale for each row of a matrix, a quarter of float32's size; the error of a weight is at most half of
-1/127 of the largest of its row (Jacob et al. 2018, section 2, symmetric and per output channel). Four bits: one scale
-for each `GROUP` weights of a row, the one of a few that leaves the least error, and two weights a byte.
+Six bits: a byte each, a quarter of float32's size, and less in archives, which squeeze what is not used of it. A row of
+a matrix has one scale, so that the error of a weight is at most half of 1/31 of the largest of its row (Jacob et al.
+2018, section 2, symmetric and per output channel); streamer-en's letters are as good as with eight bits. Four bits: one
+scale for each `GROUP` weights of a row, the one of a few that leaves the least error, and two weights a byte.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-HIGHEST = 127
+HIGHEST = 31
 SUFFIX = "_scale"  # of the key that holds the scales of a matrix
 GROUP = 64  # weights of four bits that share a scale
 HIGHEST_4 = 7
@@ -22,10 +23,10 @@ def is_rounded(key: str, weight: Tensor) -> bool:
     return ".layers." in key and weight.dim() == 2
 
 
-def to_int8(weight: Tensor, highest: int = HIGHEST) -> tuple[Tensor, Tensor]:
-    """(row, column) integers up to `highest`, and the (row, 1) float32 scales that make floats of them."""
+def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(row, column) integers up to `HIGHEST`, and the (row, 1) float32 scales that make floats of them."""
     weight = weight.float()
-    scales = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / highest
+    scales = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / HIGHEST
     return (weight / scales).round().to(torch.int8), scales
 
 

@@ -238,7 +238,7 @@ def tones(manifest: Path, augment: Augment = STILL) -> Rows:
 
 def run_config(output: Path, steps: int, **changes: object) -> RunConfig:
     start = RunConfig(output, steps, 1e-3, warmup=1, log_every=1, save_every=0, average=0.5, encoder_rate=1)
-    return replace(start, rates=JointConfig().rates(1), **changes)
+    return replace(start, **({"rates": JointConfig().rates(1)} | changes))
 
 
 def column(folder: Path, name: str) -> list[float]:
@@ -249,8 +249,10 @@ def column(folder: Path, name: str) -> list[float]:
 def test_all_losses_fall_and_the_spectrum_stays(manifest: Path, tmp_path: Path) -> None:
     model, rescorer = student(), reader()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    joint = Joint(model, rescorer, JointConfig(consistency=0.7))
-    train_jointly(joint, tones(manifest), run_config(tmp_path, 24, learning_rate=3e-3, is_mixed=False))
+    settings = JointConfig(consistency=0.7, lower_rate=0.25, lower_dropout=0.05, rescorer_dropout=0.2)
+    changes = {"learning_rate": 3e-3, "is_mixed": False, "rates": settings.rates(1)}
+    joint = Joint(model, rescorer, settings)
+    train_jointly(joint, tones(manifest), run_config(tmp_path, 24, **changes))
     for name in ("loss", "ctc", "reading"):
         losses = column(tmp_path, name)
         assert losses[-1] < 0.8 * losses[0], name
@@ -259,12 +261,21 @@ def test_all_losses_fall_and_the_spectrum_stays(manifest: Path, tmp_path: Path) 
     assert not any(name.startswith("wav2vec2.feature_extractor.conv_layers.1.") for name in moved)
     assert "wav2vec2.feature_extractor.conv_layers.2.conv.weight" in moved and "lm_head.weight" in moved
     layers = model.wav2vec2.encoder.layers
-    assert [layer.dropout.p for layer in (*layers, *rescorer.layers)] == [0.05, 0.1, 0.1, 0.1]
+    assert [layer.dropout.p for layer in (*layers, *rescorer.layers)] == [0.05, 0.1, 0.2, 0.2]
+
+
+def test_the_lower_half_stays_by_default() -> None:
+    joint = Joint(student(), reader(), JointConfig())
+    moved = {name.removeprefix("model.wav2vec2.") for name, p in joint.named_parameters() if p.requires_grad}
+    assert not any(name.startswith(("feature_", "encoder.pos_conv", "encoder.layers.0.")) for name in moved)
+    assert {"encoder.layers.1.layer_norm.bias", "model.lm_head.bias", "rescorer.embedding.weight"} <= moved
+    assert not any(part.p for part in joint.rescorer.modules() if isinstance(part, torch.nn.Dropout))
 
 
 def test_parts_learn_at_their_rates(tmp_path: Path) -> None:
-    joint = Joint(student(), reader(), JointConfig())
-    run = Run(joint, run_config(tmp_path, 1))
+    settings = JointConfig(lower_rate=0.25)
+    joint = Joint(student(), reader(), settings)
+    run = Run(joint, run_config(tmp_path, 1, rates=settings.rates(1)))
     names = {id(parameter): name for name, parameter in joint.named_parameters()}
     share = {names[id(p)]: group["share"] for group in run.optimizer.param_groups for p in group["params"]}
     assert {share[name] for name in share if name.startswith("rescorer.")} == {0.4}

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from planted import ALPHABET, TOKENS
 from test_beam import folder, frames  # noqa: F401, a fixture
@@ -18,7 +20,7 @@ from core.beam import BeamDecoder, LanguageModel, make_decoder
 from core.decoder import GreedyDecoder, draft, reads_after
 from core.likelihood import log_likelihoods
 from core.pieces import BEGIN, END
-from core.proposals import Change, Proposals, ReadingDecoder
+from core.proposals import Change, Proposals, ReadingDecoder, differences
 from core.rescorer import Reading, Rescorer
 
 
@@ -106,6 +108,16 @@ def test_changes_keep_what_stays(change: Change, trimmed: Change) -> None:
     assert change.trimmed(words) == trimmed and trimmed.of(words) == change.of(words)
 
 
+@given(st.lists(st.sampled_from("ABC"), max_size=8), st.lists(st.sampled_from("ABC"), min_size=1, max_size=8))
+def test_differences_lead_from_one_text_to_the_other(words: list[str], others: list[str]) -> None:
+    found = differences(" ".join(words), " ".join(others))
+    assert all(one.is_beside(other) or one is other for one in found for other in found)
+    for change in reversed(found):
+        assert change.of(words) != words
+        words = change.of(words)
+    assert words == others and differences("A B", "") == []
+
+
 def test_changes_beside_each_other() -> None:
     one = Change(1, 2, ("X",))
     assert (
@@ -146,6 +158,19 @@ def test_what_was_misheard_is_put_right(kind: type) -> None:
     assert " ".join(word.text for word in decoder(rows, 0)) == "THE CUT SET"  # a partial
     words = decoder(rows, 100, states(len(rows)))
     assert [(word.start_frame, word.end_frame) for word in words] == [(100, 105), (108, 113), (116, 121)]
+
+
+def test_the_decoder_writes_by_itself() -> None:
+    rows = frames("THE CUT SET SINGS")
+    for wish in ("THE CAT SAT", "SINGING", "A CAT THE CAT SAT A CAT", ""):
+        proposals = Proposals(Wishing(wish), ALPHABET, rows, states(len(rows)))
+        proposals.consider(["THE CUT SET SINGS", "CUT"])
+        assert proposals.write() == wish
+    endless = Wishing("THE CAT SAT")
+    endless.wish.pop()  # its last piece again and again
+    proposals = Proposals(endless, ALPHABET, rows, states(len(rows)))
+    proposals.consider(["THE CUT"])
+    assert proposals.write().startswith("THE CAT SAT SAT SAT") and len(proposals.write().split()) < 30
 
 
 def test_what_was_not_heard_is_not_said() -> None:

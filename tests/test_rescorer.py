@@ -36,7 +36,7 @@ from core.wav2vec2 import Wav2Vec2ForCTC
 from core.windows import StreamConfig
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz'"
-PIECES = (*LETTERS, *(f" {letter}" for letter in LETTERS), " the", "ing", " cat", "at", " sat", " ca")
+PIECES = (*LETTERS, *(f" {letter}" for letter in LETTERS), "at", "ng", "ing", "he", " the", " cat", " sat", " ca")
 CONFIG = RescorerConfig(
     PIECES, 1, hidden_size=64, num_attention_heads=2, intermediate_size=128, max_length=40, weight=0.5, n_best=5
 )
@@ -56,20 +56,43 @@ def states(n: int, seed: int = 1, hidden_size: int = 64) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal((n, hidden_size)).astype(np.float32)
 
 
-def test_words_are_cut_into_the_longest_pieces() -> None:
+def test_words_are_cut_as_they_are_merged() -> None:
     pieces = Pieces(PIECES)
 
     def cut(text: str) -> list[str]:
-        return [PIECES[i - N_SPECIAL] for i in pieces.encode(text)]
+        return [pieces.text(i) for i in pieces.encode(text)]
 
     assert cut("The CAT'S singing") == [" the", " cat", "'", "s", " s", "ing", "ing"]
     assert cut("CATALOGUE") == [" cat", "a", "l", "o", "g", "u", "e"]
-    assert cut("CAFÉ 7") == [" ca", "f"]  # what is no letter is left out
-    assert cut(" ") == []
+    assert cut("NO CAFÉ 7") == [" n", "o", " ca", "f"]  # what is no letter is left out
+    assert cut(" ") == [] and Pieces(("a",)).encode("A BA") == [2, 2]
 
 
-def test_a_tree_reads_what_its_texts_would_one_by_one() -> None:
-    rescorer, heard = make(), states(30)
+def test_words_are_cut_as_by_a_library() -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    texts = ["the cat sat on the mat", "that cat is singing things", "a cab, a cat's cab; sitting"]
+    space = "Ġ"
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.WhitespaceSplit(),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False),
+        ]
+    )
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=60, special_tokens=[], show_progress=False)
+    theirs.train_from_iterator(texts, trainer)
+    ids = theirs.get_vocab()
+    merged = [piece.replace(space, " ") for piece in sorted(ids, key=ids.__getitem__) if len(piece) > 1]
+    letters = sorted(set("".join(texts)) - {" "})
+    pieces = Pieces((*letters, *(p for c in letters if (p := f" {c}") not in merged), *merged))
+    for text in (*texts, "that thing is singing", "mat matting cats"):
+        expected = [piece.replace(space, " ") for piece in theirs.encode(text).tokens]
+        assert [pieces.text(i) for i in pieces.encode(text)] == expected, text
+
+
+@pytest.mark.parametrize("n_prompt", [0, 3])
+def test_a_tree_reads_what_its_texts_would_one_by_one(n_prompt: int) -> None:
+    rescorer, heard = make(replace(CONFIG, n_prompt=n_prompt)), states(30)
     found = rescorer.score(heard, TEXTS)
     for text, score in zip(TEXTS, found, strict=True):
         ids = rescorer.pieces.encode(text)
@@ -222,13 +245,13 @@ def test_four_bits_are_the_best_of_their_scales() -> None:
 
 
 def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
-    rescorer = make()
+    rescorer = make(replace(CONFIG, n_prompt=2))
     rescorer.save(tmp_path / FOLDER)
     again = Rescorer.load(tmp_path / FOLDER)
     assert again.config == rescorer.config
     for name, weight in rescorer.state_dict().items():
         error = float((again.state_dict()[name] - weight).norm() / weight.norm())
-        assert error < (0.12 if weight.dim() == 2 and name != "positions" else 1e-3), name
+        assert error < (0.12 if weight.dim() == 2 and name not in ("positions", "prompt") else 1e-3), name
     again.save(tmp_path / "twice")
     assert Rescorer.load(tmp_path / "twice").score(states(9), TEXTS) == pytest.approx(
         again.score(states(9), TEXTS), 0.05
@@ -379,8 +402,20 @@ def decoder_variables(n_layers: int, tokens: Sequence[str], d: int = 64) -> dict
 @pytest.fixture
 def teacher(tmp_path: Path) -> Path:
     """A Whisper's decoder of three blocks, with its vocabulary beside it."""
-    tokens = ["!", *LETTERS, *(f"Ġ{c}" for c in LETTERS), "Ġthe", "Ġcat", "ing", "Ġbad", "<|endoftext|>"]
-    tokens += ["<|notimestamps|>"]
+    tokens = [
+        "!",
+        *LETTERS,
+        *(f"Ġ{c}" for c in LETTERS),
+        "Ġth",
+        "Ġthe",
+        "at",
+        "Ġcat",
+        "ng",
+        "ing",
+        "Ġbad",
+        "<|endoftext|>",
+    ]
+    tokens += ["<|notimestamps|>", "<|startoftranscript|>"]
     (tmp_path / "vocabulary.json").write_text(json.dumps(tokens))
     write_ctranslate2(tmp_path / "model.bin", decoder_variables(3, tokens))
     return tmp_path / "model.bin"
@@ -388,9 +423,10 @@ def teacher(tmp_path: Path) -> Path:
 
 def test_pieces_are_those_that_texts_use(teacher: Path, tmp_path: Path) -> None:
     vocabulary = read_vocabulary(tmp_path / "vocabulary.json")
-    pieces = choose_pieces(["THE CAT SINGS", "THE CAB"], vocabulary, LETTERS.upper(), 1)
-    assert pieces[: 2 * len(LETTERS)] == tuple(p for c in LETTERS for p in (c, f" {c}")) and pieces[-1] == " the"
-    assert set(choose_pieces(["THE CAT SINGS"], vocabulary, LETTERS, 100)) >= {" the", " cat", "ing"}
+    single = (*LETTERS, *(f" {c}" for c in LETTERS))
+    assert choose_pieces(["THE CAT SINGS", "THE CAB"], vocabulary, LETTERS.upper(), 1) == (*single, " th", " the")
+    found = choose_pieces(["THE CAT SINGS"], vocabulary, LETTERS, 100)
+    assert found == (*single, " th", " the", "at", " cat", "ng", "ing")  # as they are merged, and what of
     with pytest.raises(ValueError, match="all letters. Found: none of 'é', ' é'"):
         choose_pieces(["A"], vocabulary, "aé", 5)
     (tmp_path / "other.json").write_text("{")
@@ -408,6 +444,9 @@ def test_it_begins_as_its_teacher(teacher: Path, tmp_path: Path) -> None:
     expected = variables["decoder/embeddings/weight"]
     ids = [vocabulary[token] for token in ("<|endoftext|>", "<|notimestamps|>", " the", "ing")]
     assert np.array_equal(rescorer.embedding.weight.detach().numpy(), expected[ids])
+    places = variables["decoder/position_encodings/encodings"]  # before a text there is the prompt, here of one token
+    assert np.array_equal(rescorer.positions.detach().numpy(), places[1:257])
+    assert np.array_equal(rescorer.prompt.detach().numpy(), expected[-1:] + places[:1])
     first = rescorer.state_dict()["layers.0.cross_attention.kv_proj.weight"].numpy()
     assert np.array_equal(first, variables["decoder/layer_2/attention/linear_1/weight"])
     with pytest.raises(ValueError, match="blocks of \\[0, 1, 2\\]"):

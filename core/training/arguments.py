@@ -16,7 +16,7 @@ JOINT = JointConfig()
 JOINT_HELP = {
     "reading_weight": "of the rescorer's loss beside that of CTC",
     "consistency": "share of the steps in which windows shall read as the whole does",
-    "lower_rate": "share of the learning rate of all up to the block that the rescorer reads after",
+    "lower_rate": "share of the learning rate of all up to the block that the rescorer reads after; 0 leaves it",
     "rescorer_rate": "the same of the rescorer",
     "dropout": "in the upper blocks, while training",
     "lower_dropout": "up to the block that the rescorer reads after",
@@ -203,9 +203,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--blocks",
         nargs="+",
         type=int,
-        default=[0, 1, 3, 4, 5],
         metavar="N",
-        help="of the teacher's decoder; default: all of base but one",
+        help="of the teacher's decoder; default: all",
     )
     command.add_argument("--pieces", type=int, default=5000, metavar="N", help="default: %(default)s")
     command.add_argument("--files", type=int, default=4, metavar="N", help="of states a step; default: %(default)s")

@@ -64,7 +64,7 @@ def choose_device(device: str) -> torch.device:
 def choose_dtype(dtype: str, device: torch.device, is_rounded: bool = False) -> torch.dtype:
     """`auto` is bfloat16 on CUDA and on processors that multiply it, float32 elsewhere; int8 is of the CPU.
 
-    Weights that were rounded to eight bits lose nothing by being multiplied so: then it is int8 in place of float32,
+    Weights that were rounded on disk lose nothing by being multiplied so: then it is int8 in place of float32,
     where the processor has instructions for that. Either is about twice as fast as float32.
     """
     if dtype == "auto":

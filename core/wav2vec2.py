@@ -46,7 +46,7 @@ class PreTrainedModel(nn.Module):
     def __init__(self, config: Wav2Vec2Config) -> None:
         super().__init__()
         self.config = config
-        self.is_rounded = False  # whether blocks were stored as integers of eight bits, so that these are as good
+        self.is_rounded = False  # whether blocks were stored as integers, so that those of eight bits are as good
 
     def init_weights(self) -> None:
         """Draws initial weights as the paper's code does (normal linears, Kaiming convolutions)."""

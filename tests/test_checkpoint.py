@@ -115,9 +115,7 @@ def test_rounded_weights_are_a_quarter_on_disk_and_floats_in_memory(model: Wav2V
     for name, weight in model.state_dict().items():
         error = (loaded.state_dict()[name] - weight).abs().amax(-1)
         limit = (
-            weight.abs().amax(-1) / 31 / 2
-            if ".layers." in name and weight.dim() == 2
-            else weight.abs().amax(-1) / 1000
+            weight.abs().amax(-1) / 31 / 2 if ".layers." in name and weight.dim() == 2 else weight.abs().amax(-1) / 1000
         )
         assert (error <= limit * 1.001 + 1e-7).all(), name
     save_model(loaded, tmp_path / "again", dtype=torch.int8)

@@ -28,9 +28,17 @@ from core.precision import is_fast
 from core.rescorer import FOLDER, Rescorer, RescorerConfig, RescorerError, is_rounded
 from core.rounding import GROUP, SHARES, from_int4, from_integers, to_int4
 from core.training.command import copy_companions, main
-from core.training.rescoring import choose_pieces, make_rescorer, read_vocabulary, reading_loss, rounded
+from core.training.rescoring import (
+    choose_pieces,
+    make_rescorer,
+    read_vocabulary,
+    reading_loss,
+    rounded,
+    train_rescorer,
+)
+from core.training.run import RunConfig
 from core.training.states import Heard, States, save
-from core.training.student import VOCABULARY
+from core.training.student import VOCABULARY, make_tokenizer
 from core.transcript import Transcript
 from core.wav2vec2 import Wav2Vec2ForCTC
 from core.windows import StreamConfig
@@ -480,6 +488,7 @@ def test_the_command_makes_one_that_reads(teacher: Path, tiny_model_dir: Path, t
     command += ["--vocabulary", str(tmp_path / "vocabulary.json"), "--states", str(tmp_path / "states"), "--output"]
     settings = ["--blocks", "0", "2", "--pieces", "4", "--encoder-blocks", "3", "--steps", "60", "--files", "2"]
     settings += ["--rounded", "20", "--learning-rate", "3e-3", "--warmup", "5", "--dtype", "float32", "--device", "cpu"]
+    settings += ["--share", "0.9", "--average", "0"]
     assert main([*command, str(output), *settings]) == 0
     rescorer = Rescorer.load(output)
     assert rescorer.config.n_blocks == 3 and {" the", " cat"} <= set(rescorer.config.pieces)
@@ -489,6 +498,21 @@ def test_the_command_makes_one_that_reads(teacher: Path, tiny_model_dir: Path, t
     assert int(np.argmax(scores)) == 1 and scores[1] > -2
     lines = (output / "training.csv").read_text().splitlines()
     assert float(lines[-1].split(",")[2]) < 0.5 * float(lines[1].split(",")[2])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_what_its_teacher_knew_stays(share: float, tmp_path: Path) -> None:
+    kept(tmp_path / "states", 4)
+    files = sorted((tmp_path / "states").glob("*.pt"))
+    rescorer, before = make(), make().state_dict()
+    config = RunConfig(tmp_path / "run", 3, 1e-2, warmup=1, log_every=0, save_every=0, is_mixed=False)
+    train_rescorer(rescorer, files, make_tokenizer(), config, 2, share=share)
+    moved = {name for name, weight in rescorer.state_dict().items() if not torch.equal(weight, before[name])}
+    still = ("embedding", "positions", "prompt", "state_norm", "cross_attention.kv_proj")
+    assert not any(part in name for name in moved for part in still)
+    assert bool(moved) == (share > 0) and (not moved or "layers.0.cross_attention.q_proj.weight" in moved)
+    step = float((rescorer.state_dict()["layer_norm.bias"] - before["layer_norm.bias"]).abs().max())
+    assert step == pytest.approx(share * 0.0225, rel=0.2)  # rates of 1, 5/6 and 5/12 hundredths, by Adam
 
 
 def test_rounded_weights_are_what_is_learned_with() -> None:

@@ -206,12 +206,15 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="of the teacher's decoder; default: all",
     )
-    command.add_argument("--pieces", type=int, default=5000, metavar="N", help="default: %(default)s")
+    command.add_argument("--pieces", type=int, default=12_000, metavar="N", help="default: %(default)s")
     command.add_argument("--files", type=int, default=4, metavar="N", help="of states a step; default: %(default)s")
     command.add_argument(
         "--rounded", type=int, default=0, metavar="STEPS", help="so many last ones see the weights as on disk"
     )
-    add_run(command, steps=2000, rate=2e-4, batch_s=0, warmup=100)
+    text = "of the trained weights in the result, the rest the teacher's; default: %(default)s"
+    command.add_argument("--share", type=float, default=0.6, metavar="X", help=text)
+    add_average(command, 0.99)
+    add_run(command, steps=800, rate=1e-5, batch_s=0, warmup=30)
 
     command = commands.add_parser("joint", help="a model and its rescorer at once, with batches made on the GPU")
     command.add_argument("--model", default="streamer-en", metavar="NAME|DIR")

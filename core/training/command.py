@@ -259,7 +259,10 @@ def run_rescorer(args: argparse.Namespace) -> int:
     rescorer = make_rescorer(args.teacher, vocabulary, pieces, args.blocks, args.encoder_blocks).to(device)
     files = [file for folder in args.states for file in sorted(folder.glob("*.pt"))]
     print(f"{len(pieces)} pieces, {len(files)} files of states")
-    train_rescorer(rescorer, files, tokenizer, run_config(args), args.files, args.rounded)
+    if not 0 <= args.share <= 1:
+        raise ValueError(f"--share must be from 0 to 1. Found: {args.share}")
+    config = replace(run_config(args), average=args.average)
+    train_rescorer(rescorer, files, tokenizer, config, args.files, args.rounded, args.share)
     rescorer.save(args.output)
     print(f"saved {args.output}")
     return 0

@@ -174,6 +174,16 @@ def set_dropout(rescorer: Rescorer, p: float) -> None:
             module.p = p
 
 
+def freeze_known(rescorer: Rescorer) -> None:
+    """Keeps what a short training would only lose: rare pieces, and what is heard in the states."""
+    rescorer.embedding.requires_grad_(False)
+    rescorer.positions.requires_grad_(False)
+    rescorer.prompt.requires_grad_(False)
+    rescorer.state_norm.requires_grad_(False)
+    for layer in rescorer.blocks():
+        layer.cross_attention.kv_proj.requires_grad_(False)
+
+
 def train_rescorer(
     rescorer: Rescorer,
     files: Sequence[Path],
@@ -181,12 +191,16 @@ def train_rescorer(
     config: RunConfig,
     n_files: int = 4,
     rounded_steps: int = 0,
+    share: float = 1.0,
 ) -> None:
     """Trains on kept states, `n_files` a step, in an order that the seed decides.
 
     Args:
         rounded_steps: so many last steps see the weights as they are on disk.
+        share: of the trained weights in the result; the rest are those that it began with (Wortsman et al. 2022).
     """
+    first = {name: weight.detach().clone() for name, weight in rescorer.named_parameters()}
+    freeze_known(rescorer)
     run = Run(rescorer, config)
     rescorer.train()
     while not run.is_done:
@@ -198,4 +212,7 @@ def train_rescorer(
         run.step(loss, sum(part.seconds for part in heard))
         run.report()
     run.finish()
+    with torch.no_grad():
+        for name, weight in rescorer.named_parameters():
+            weight.lerp_(first[name], 1 - share)
     rescorer.eval()

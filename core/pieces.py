@@ -20,7 +20,7 @@ class Pieces:
 
     Words are cut as the decoder was taught to read them, by byte pair encoding (Sennrich et al. 2016,
     https://arxiv.org/abs/1508.07909): of two neighbours that are a piece together, those become one whose piece stands
-    first in `texts`. Cut by the longest match, Whisper's decoder finds the same texts half as likely again.
+    first in `texts`. Cut by the longest match, each word of a text is half a nat less likely to Whisper's decoder.
     """
 
     texts: tuple[str, ...]

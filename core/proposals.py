@@ -25,12 +25,12 @@ from core.aligner import align_words, spell
 from core.decoder import Alphabet, GreedyDecoder, WordSpan
 from core.likelihood import log_likelihoods
 from core.pieces import BEGIN, END
-from core.rescorer import ROUND, Reading, Rescorer
+from core.rescorer import Reading, Rescorer
 from core.stitcher import LogProbs
 
 BRANCHES = 32  # pieces tried in all places of a text
 READ = 16  # changes of one round that the decoder reads
-LONGER = 2  # times the longest text that was read: more the decoder does not write
+LONGER, MORE = 2, 16  # times the pieces of the longest text that was read, and so many more: then it stops writing
 HOPE = 6.0  # natural logarithm: how much worse than the text a change may promise to be that it reads
 
 Prior = Callable[[Sequence[str]], Sequence[float]]  # of texts, what the language model adds to their scores
@@ -210,7 +210,7 @@ class Proposals:
         https://arxiv.org/abs/2211.17192).
         """
         reading, node, pieces = self.reading, 0, list[int]()
-        for _ in range(LONGER * max(map(len, self.nodes.values())) + ROUND):
+        for _ in range(LONGER * max(map(len, self.nodes.values())) + MORE):
             reading.catch_up()
             piece = int(reading.log_probs[node].argmax())
             if piece in (BEGIN, END):

@@ -31,8 +31,7 @@ from core.rounding import GROUP, SUFFIX, from_integers, to_int4, to_int8
 
 FOLDER = "rescorer"
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
-# Read with and written with: four bits of it would cost the most. Six of eight are used: archives squeeze the rest.
-EMBEDDING = "embedding.weight"
+EMBEDDING = "embedding.weight"  # read with and written with: four bits of it would cost the most
 ROUND, ROOM = 16, 64  # pieces and what they see are padded to multiples: kernels are made anew for each new shape
 
 

@@ -251,6 +251,9 @@ def run_finetune(args: argparse.Namespace) -> int:
 
 
 def run_rescorer(args: argparse.Namespace) -> int:
+    if not 0 <= args.share <= 1:
+        raise ValueError(f"--share must be from 0 to 1. Found: {args.share}")
+    config = replace(run_config(args), average=args.average)
     device = begin(args)
     tokenizer = Wav2Vec2Tokenizer.from_pretrained(args.model)
     texts = [sentence for path in args.text for sentence in read_text(path)]
@@ -259,9 +262,6 @@ def run_rescorer(args: argparse.Namespace) -> int:
     rescorer = make_rescorer(args.teacher, vocabulary, pieces, args.blocks, args.encoder_blocks).to(device)
     files = [file for folder in args.states for file in sorted(folder.glob("*.pt"))]
     print(f"{len(pieces)} pieces, {len(files)} files of states")
-    if not 0 <= args.share <= 1:
-        raise ValueError(f"--share must be from 0 to 1. Found: {args.share}")
-    config = replace(run_config(args), average=args.average)
     train_rescorer(rescorer, files, tokenizer, config, args.files, args.rounded, args.share)
     rescorer.save(args.output)
     print(f"saved {args.output}")

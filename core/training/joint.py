@@ -23,7 +23,7 @@ from core.rescorer import Rescorer
 from core.training import rescoring
 from core.training.augment import Augment
 from core.training.consistency import window_divergence
-from core.training.finetune import set_dropout
+from core.training.finetune import freeze, set_dropout
 from core.training.rows import Plan, Rows, normalize_rows, render
 from core.training.run import Run, RunConfig
 from core.training.spectrogram import N_LAYERS, SpectrogramAugment, is_log_mel
@@ -54,13 +54,9 @@ class JointConfig:
 
     def rates(self, n_blocks: int) -> dict[str, float]:
         """By what names of the parameters hold."""
-        return {"rescorer.": self.rescorer_rate} | dict.fromkeys(lower_parts(n_blocks), self.lower_rate)
-
-
-def lower_parts(n_blocks: int) -> tuple[str, ...]:
-    """What the names of the parameters up to that block hold."""
-    blocks = (f"encoder.layers.{i}." for i in range(n_blocks))
-    return ("feature_extractor.", "feature_projection.", "pos_conv_embed.", *blocks)
+        blocks = (f"encoder.layers.{i}." for i in range(n_blocks))
+        lower = ("feature_extractor.", "feature_projection.", "pos_conv_embed.", *blocks)
+        return {"rescorer.": self.rescorer_rate} | dict.fromkeys(lower, self.lower_rate)
 
 
 class Joint(nn.Module):
@@ -72,9 +68,9 @@ class Joint(nn.Module):
         set_dropout(model, config.dropout)
         set_dropout(model, config.lower_dropout, rescorer.config.n_blocks)
         rescoring.set_dropout(rescorer, config.rescorer_dropout)
-        lower = () if config.lower_rate else lower_parts(rescorer.config.n_blocks)
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(not any(part in name for part in lower))
+        self.requires_grad_(True)
+        if not config.lower_rate:
+            freeze(model, rescorer.config.n_blocks)
         if is_log_mel(model.config):
             model.wav2vec2.feature_extractor.conv_layers[:N_LAYERS].requires_grad_(False)
 

@@ -49,8 +49,9 @@ def read_vocabulary(path: Path) -> dict[str, int]:
 
 
 def choose_pieces(texts: Sequence[str], vocabulary: dict[str, int], letters: Sequence[str], n: int) -> tuple[str, ...]:
-    """The letters, at the beginning of words and within, the `n` other pieces that the texts use most, and what those
-    are merged from; in the order in which the vocabulary merges them.
+    """The letters, and the `n` pieces that the texts use most, in the order in which the vocabulary merges them.
+
+    Letters are there at the beginning of words and within, pieces with all that they are merged from.
 
     Raises:
         ValueError: the vocabulary lacks a letter.

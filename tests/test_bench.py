@@ -7,6 +7,7 @@ import re
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jiwer
@@ -27,10 +28,11 @@ from streamer.bench.arithmetic import flops
 from streamer.bench.conditions import CONDITIONS, apply_condition, empty_audio
 from streamer.bench.speed import load_peers
 from streamer.bench.speed import table as speed_table
-from streamer.bench.systems import ModelChoice, assemble_base, load_system
+from streamer.bench.systems import ModelChoice, Transcribe, assemble_base, load_system
 from streamer.bench.task import Task
 from streamer.bench.wer import (
     Hypothesis,
+    Loaded,
     SystemReport,
     count_hotwords,
     equal_to_offline,
@@ -43,6 +45,11 @@ from streamer.cli import main
 
 WORDS = st.lists(st.sampled_from(["A", "B", "C", "D"]), max_size=12)
 TRANSCRIPTS = {"one.wav": "Mr. Hale said 21.", "two.wav": 'a "quoted" line', "three.wav": "GO"}
+
+
+def hear(name: str, load: Callable[[], Transcribe], task: Task) -> SystemReport:
+    """One system alone."""
+    return measure({name: Loaded(load)}, task)[0]
 
 
 def tone(seconds: float, hertz: float = 440) -> Samples:
@@ -211,8 +218,8 @@ def test_conditions_do_what_they_say() -> None:
 def test_counts_and_comparison(speech_set: Path, tmp_path: Path) -> None:
     task = Task((speech_set,))
     exact = {1: "MISTER HALE SAID TWENTY ONE", 2: "A QUOTED LINE", 21: "GO"}
-    streaming = measure("streaming", says(exact | {2: "A LINE", 21: "GONE GO"}), task)
-    offline = measure("offline", says(exact), task)
+    streaming = hear("streaming", says(exact | {2: "A LINE", 21: "GONE GO"}), task)
+    offline = hear("offline", says(exact), task)
     assert streaming.errors("tiny") == WordErrors(0, 1, 1, 9)
     assert offline.errors("tiny") == WordErrors(0, 0, 0, 9)
     assert equal_to_offline(streaming, offline) == (1, 2)  # the third lasts 21 s
@@ -245,12 +252,24 @@ def test_every_system_hears_the_same_condition(speech_set: Path) -> None:
         return transcribe
 
     task = Task((speech_set,), limit=2, condition="noise")
-    report = measure("one", load, task)
-    measure("other", load, task)
+    report = hear("one", load, task)
+    hear("other", load, task)
     assert report.errors("tiny").deletions == 8
     for ours, theirs in zip(heard[:2], heard[2:], strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert not np.array_equal(heard[0], tone(1))
+
+
+def test_systems_take_turns(speech_set: Path) -> None:
+    order: list[str] = []
+
+    def says_its_name(name: str) -> Callable[[Samples], str]:
+        return lambda samples: order.append(name) or name
+
+    names = ("first", "second")
+    reports = measure({name: Loaded(partial(says_its_name, name)) for name in names}, Task((speech_set,), limit=2))
+    assert order == ["first", "second"] * 2
+    assert [[h.text for h in report.hypotheses["tiny"]] for report in reports] == [[name] * 2 for name in names]
 
 
 def test_all_conditions_make_one_table_with_audio_in_which_nobody_speaks(speech_set: Path) -> None:
@@ -264,7 +283,7 @@ def test_all_conditions_make_one_table_with_audio_in_which_nobody_speaks(speech_
         return transcribe
 
     task = Task((speech_set,), limit=2, condition="all")
-    report = measure("one", load, task)
+    report = hear("one", load, task)
     empty = ["60 s of silence", "60 s of white noise", "60 s of pink noise"]
     assert list(report.hypotheses) == [*(f"tiny {condition}" for condition in CONDITIONS), *empty]
     assert all(len(report.hypotheses[f"tiny {condition}"]) == 2 for condition in CONDITIONS)
@@ -380,8 +399,8 @@ def test_hot_words_are_reported(speech_set: Path, tmp_path: Path) -> None:
     exact = {1: "MISTER HALE SAID TWENTY ONE", 2: "A QUOTED LINE", 21: "GO"}
     task = Task((speech_set,))
     reports = [
-        measure("with", says(exact), task),
-        measure("without", says(exact | {1: "MISTER ALE SAID A FENCE"}), task),
+        hear("with", says(exact), task),
+        hear("without", says(exact | {1: "MISTER ALE SAID A FENCE"}), task),
     ]
     result = summary(reports, ModelChoice(hotwords=str(tmp_path / "hot.txt")), task)
     with_words, without = result["systems"]

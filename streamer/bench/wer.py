@@ -1,10 +1,11 @@
 """`streamer bench wer`: accuracy, speed and memory on sets with transcripts, several systems in one run.
 
-Every system runs in a fresh process of its own, one after the other, so that neither memory nor threads of one
-count for another. Counted is the time in which utterances are transcribed, without loading and decoding of audio:
-`CPU s / audio s` is the processor time of the process with all its threads, `wall s / audio s` the time passed.
-Peak memory is the process's resident set, Python and its libraries included. `--condition all` puts every
-condition onto every set, one after the other, and counts the words that are heard where nobody speaks.
+Every system runs in a fresh process of its own, so that neither memory nor threads of one count for another, and they
+take turns at each utterance, as the speed of many machines changes from minute to minute. Counted is the time in which
+utterances are transcribed, without loading and decoding of audio: `CPU s / audio s` is the processor time of the
+process with all its threads, `wall s / audio s` the time passed. Peak memory is the process's resident set, Python and
+its libraries included. `--condition all` puts every condition onto every set, one after the other, and counts the words
+that are heard where nobody speaks.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from core.audio import SAMPLE_RATE
+from core.audio import SAMPLE_RATE, Samples
 from core.edit_distance import WordErrors, word_errors
 from core.normalise import normalise
 from core.training.manifest import Utterance
@@ -34,6 +36,15 @@ from streamer.recognizer import read_hotwords
 
 ALL = "all"  # conditions
 SHORT_S = 20  # utterances that a segment may hold whole
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a system made of an utterance, and the time it took."""
+
+    text: str
+    cpu_s: float
+    wall_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,31 +98,78 @@ class SystemReport:
         }
 
 
-def measure(name: str, load: Callable[[], Transcribe], task: Task) -> SystemReport:
-    """Runs one system over all sets, in this process. With all conditions, each makes a set of its own."""
-    began = time.perf_counter()
-    transcribe = load()
-    load_s = time.perf_counter() - began
-    hypotheses: dict[str, list[Hypothesis]] = {}
-    cpu_s = wall_s = 0.0
-    for label, utterance in heard_utterances(task, name):
-        heard = hypotheses.setdefault(label, [])
-        samples = utterance.samples
+class Loaded:
+    """A system in this process."""
+
+    def __init__(self, load: Callable[[], Transcribe]) -> None:
+        began = time.perf_counter()
+        self.transcribe = load()
+        self.load_s = time.perf_counter() - began
+
+    def hear(self, samples: Samples) -> Heard:
         cpu, wall = time.process_time(), time.perf_counter()
-        text = transcribe(samples)
-        cpu_s, wall_s = cpu_s + time.process_time() - cpu, wall_s + time.perf_counter() - wall
+        text = self.transcribe(samples)
+        return Heard(text, time.process_time() - cpu, time.perf_counter() - wall)
+
+    def cost(self) -> tuple[float, float]:
+        """Seconds that loading took, and the peak memory so far."""
+        return self.load_s, peak_memory_mb()
+
+
+class Apart:
+    """A system in a process of its own, which holds it as `there`."""
+
+    there: Loaded
+
+    def __init__(self, pool: ProcessPoolExecutor, load: Callable[[], Transcribe]) -> None:
+        self.pool = pool
+        pool.submit(Apart.load, load).result()
+
+    @staticmethod
+    def load(load: Callable[[], Transcribe]) -> None:
+        Apart.there = Loaded(load)
+
+    @staticmethod
+    def hear_there(samples: Samples) -> Heard:
+        return Apart.there.hear(samples)
+
+    @staticmethod
+    def cost_there() -> tuple[float, float]:
+        return Apart.there.cost()
+
+    def hear(self, samples: Samples) -> Heard:
+        return self.pool.submit(Apart.hear_there, samples).result()
+
+    def cost(self) -> tuple[float, float]:
+        return self.pool.submit(Apart.cost_there).result()
+
+
+def measure(systems: Mapping[str, Loaded | Apart], task: Task) -> list[SystemReport]:
+    """Runs systems over all sets, in turns. With all conditions, each makes a set of its own."""
+    hypotheses: dict[str, dict[str, list[Hypothesis]]] = {name: {} for name in systems}
+    cpu_s, wall_s = dict.fromkeys(systems, 0.0), dict.fromkeys(systems, 0.0)
+    for label, utterance in heard_utterances(task):
         reference = normalise(utterance.transcript)
-        errors = word_errors(reference.split(), normalise(text).split())
-        heard.append(Hypothesis(utterance.path, len(samples) / SAMPLE_RATE, reference, text, errors))
-    return SystemReport(name, hypotheses, load_s, cpu_s, wall_s, peak_memory_mb())
+        for name, system in systems.items():
+            heard = system.hear(utterance.samples)
+            cpu_s[name], wall_s[name] = cpu_s[name] + heard.cpu_s, wall_s[name] + heard.wall_s
+            errors = word_errors(reference.split(), normalise(heard.text).split())
+            duration_s = len(utterance.samples) / SAMPLE_RATE
+            of_set = hypotheses[name].setdefault(label, [])
+            of_set.append(Hypothesis(utterance.path, duration_s, reference, heard.text, errors))
+    reports = []
+    for name, system in systems.items():
+        load_s, peak_mb = system.cost()
+        reports.append(SystemReport(name, hypotheses[name], load_s, cpu_s[name], wall_s[name], peak_mb))
+    return reports
 
 
-def heard_utterances(task: Task, name: str) -> Iterator[tuple[str, Utterance]]:
-    """What a system hears, with the name of the set that it counts for."""
+def heard_utterances(task: Task) -> Iterator[tuple[str, Utterance]]:
+    """What systems hear, with the name of the set that it counts for."""
     for condition in CONDITIONS if task.condition == ALL else (task.condition,):
         for manifest in task.manifests:
             label = f"{manifest.stem} {condition}" if task.condition == ALL else manifest.stem
-            for utterance in replace(task, condition=condition).utterances(manifest, name):
+            for utterance in replace(task, condition=condition).utterances(manifest, condition):
                 yield label, utterance
     if task.condition == ALL:
         for kind, samples in empty_audio().items():
@@ -132,14 +190,15 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def measure_apart(systems: Sequence[str], choice: ModelChoice, task: Task) -> list[SystemReport]:
-    """Each system in a new process, one after the other."""
+def measure_apart(names: Sequence[str], choice: ModelChoice, task: Task) -> list[SystemReport]:
+    """Each system in a new process."""
     context = multiprocessing.get_context("spawn")
-    reports = []
-    for name in systems:
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            reports.append(pool.submit(measure, name, partial(load_system, name, choice), task).result())
-    return reports
+    with ExitStack() as stack:
+        systems = {}
+        for name in names:
+            pool = stack.enter_context(ProcessPoolExecutor(1, mp_context=context))
+            systems[name] = Apart(pool, partial(load_system, name, choice))
+        return measure(systems, task)
 
 
 def equal_to_offline(streaming: SystemReport, offline: SystemReport) -> tuple[int, int]:

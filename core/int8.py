@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from core.encoder import FeedForward
 
 FEW, ROUND = 192, 64  # rows: more are multiplied in multiples of `ROUND`
+FEWEST = 4  # rows: so many wait for the weights rather than for products
 STRETCH = 128  # rows that are rounded at once, so that they stay in the cache meanwhile
 HIGHEST, MIDDLE = 127, 128
 SHIFT = 1.5 * 2**23  # of numbers near this the last bit of a float32 stands for one: adding it rounds
@@ -142,4 +143,39 @@ class Int8FeedForward(nn.Module):
         else:
             x = torch.stack([self.intermediate_dense(window) for window in x])
         y: Tensor = self.output_dense(x)
+        return y
+
+
+class Int8Weights(nn.Module):
+    """`activation(x @ weight.T + bias)` for a few rows: what they wait for is a byte a weight, and nothing is packed.
+
+    Products are of floats, which are bfloat16 before and after, as PyTorch's kernel has it.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> None:
+        super().__init__()
+        weight = weight.detach().float()
+        # Scales that bfloat16 holds: the next larger ones.
+        self.scales = (weight.abs().amax(1).clamp(min=1e-12) / HIGHEST * (1 + 2**-8)).bfloat16()
+        self.integers = (weight / self.scales.float()[:, None]).round().to(torch.int8)
+        self.bias = None if bias is None else bias.detach().float()
+        self.is_gelu = gelu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, n_out) float32 of (…, n_in)."""
+        rows = x.reshape(-1, x.shape[-1]).bfloat16()
+        y: Tensor = torch.ops.aten._weight_int8pack_mm(rows, self.integers, self.scales)
+        y = y.float() if self.bias is None else y + self.bias
+        return (F.gelu(y) if self.is_gelu else y).view(*x.shape[:-1], -1)
+
+
+class ByRows(nn.Module):
+    """Two ways to the same: one for many rows, one for at most `FEWEST`."""
+
+    def __init__(self, many: nn.Module, few: nn.Module) -> None:
+        super().__init__()
+        self.many, self.few = many, few
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = (self.few if x.shape[:-1].numel() <= FEWEST else self.many)(x)
         return y

@@ -1,9 +1,10 @@
 """Where a stream that shows no partials is heard before its segment ends.
 
 Its steps tell pauses alone, and every pause is told again by a final pass: most of the segment need not be heard twice.
-A step is due where the sound has been quiet for as long as a pause lasts, or where no letter has been heard for as long
-as a loud one lasts. It hears the newest frames alone, and more of them while it finds no letter there; those that no
-step has heard count as letters. Where the sound was misleading, the pause is found later, and the same one.
+A step is due where the sound has been quiet for as long as a pause lasts. It hears the newest frames alone, and more of
+them while it finds no letter there; those that no step has heard count as letters. Where the sound was misleading, or a
+pause is loud, it is the pass over the longest segment that finds the pause, later, and the same one. In a stream where
+that has happened a step is also due where no letter has been heard for as long as a loud pause lasts.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ GLIMPSE = 20  # frames that it hears where there is no pause, as a rule
 class Search:
     """How far a segment has been searched for its end. Rows are its frames."""
 
-    def __init__(self, rules: EndpointConfig) -> None:
+    def __init__(self, rules: EndpointConfig, is_loud: bool = False) -> None:
+        """`is_loud`: whether a pause of this stream was."""
         self.rules = rules
         self.sums = np.zeros(1)  # (n + 1,) energy of the first frames, none to all
         self.first = 0  # no row before this one ends a pause
         self.reach = GLIMPSE  # frames before its last stable one that the next step hears
+        self.is_loud = is_loud
 
     @property
     def n_measured(self) -> int:
@@ -63,6 +66,8 @@ class Search:
         self.first = max(silent - rules.slack + rules.after_speech, n_stable + hop - rules.slack)
         if lull.first >= rules.before_speech:
             due = rules.before_speech
-        else:
+        elif self.is_loud:
             due = min(silent + rules.loud_factor * rules.after_speech + rules.slack, rules.max_length)
+        else:
+            due = rules.max_length
         return max(due, n_stable + hop)

@@ -234,7 +234,7 @@ class Stream:
         self.last_partial = ("", 0)
         self.target = self.frames.stable_frame + config.hop
         if self.only_ends:
-            self.search = Search(config.endpoint)
+            self.search = Search(config.endpoint, self.search.is_loud)
             self.aim(find_lull(is_letter[self.frames.ids], config.endpoint))
 
     @property
@@ -326,6 +326,7 @@ class Stream:
             if pause is None or pause.end > n:
                 return first + find_cut(has_letter, rules, self.n_committed_rows).cut
             self.pending = self.final_pass(pause)  # which no step has found
+            self.search.is_loud = True
             return None
         if not has_letter.any():
             return task.cut

@@ -64,9 +64,7 @@ class StreamConfig:
     @property
     def longest_wait(self) -> int:
         """Frames behind the stable ones that a step may wait for where steps only find ends (`core.search`)."""
-        rules = self.endpoint
-        pause = min(rules.loud_factor * rules.after_speech + rules.slack, rules.max_length)
-        return max(self.hop, rules.before_speech, pause) + 2 * self.right
+        return max(self.hop, self.endpoint.before_speech, self.endpoint.max_length) + 2 * self.right
 
     @classmethod
     def preset(

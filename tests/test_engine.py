@@ -205,10 +205,14 @@ def test_a_step_waits_while_no_pause_can_be_over() -> None:
 
     n_heard: list[int] = []
 
-    assert steps("A" * 600, 0) == [GLIMPSE + AHEAD] * 3 + [600], "as a pause that is not quiet needs it"
+    glimpse = GLIMPSE + AHEAD
+    assert steps("A" * 600, 0) == [glimpse, 600], "once, whether there is a letter"
     whole = EndpointConfig().after_speech + 2 * EndpointConfig().slack + LEAD + AHEAD
     assert steps("A" * 160, 80)[:3] == [30, whole, 213], "the first row by which the quiet one has lasted long enough"
-    assert steps("A" * 110, 100, noise=0.1)[:2] == [30, 50], "where no letter is heard, more is"
+    loud = steps("A" * 100 + "~~~~" + "A" * 700 + "~~~~" + "A" * 100, 0, noise=0.1)
+    assert loud[:3] == [30, 50, 90], "where no letter is heard, more is"
+    assert loud[3:6] == [glimpse, 1000, 255], "the longest segment has a loud pause"
+    assert loud[6:11] == [glimpse, 50, 90, 170, 980], "the next one is looked for"
     assert steps("", 500, noise=0.1)[:5] == [30, 50, 90, 160, 160], "silence is heard once, but for its edges"
 
 

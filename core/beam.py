@@ -255,8 +255,9 @@ class BeamDecoder:
         if states is not None and rescorer is not None:
             if rescorer.config.is_proposing:
                 found = [text for _, text in sorted(texts, reverse=True)[: rescorer.config.n_best]]
+                priors = {beam[0]: beam[4] - beam[3] - self.excess(beam[0], weight) for beam in beams}
                 has_model = self.language_model is not None
-                proposals = Proposals(rescorer, self.alphabet, rows[:-1], states, self.prior, has_model)
+                proposals = Proposals(rescorer, self.alphabet, rows[:-1], states, self.prior, has_model, priors)
                 return align_words(rows[:-1], start_frame, proposals.best(found), self.alphabet)
             texts = rescorer.rank(texts, states)
         text = max(texts)[1] if texts else ""

@@ -43,6 +43,8 @@ class PositionalConvEmbedding(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention through `scaled_dot_product_attention`."""
 
+    scale: float | None = None  # of scores, where it is not that of queries of this size
+
     def __init__(self, config: Wav2Vec2Config) -> None:
         super().__init__()
         d = config.hidden_size

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.encoder import FeedForward
+from core.rounding import GROUP, recovered_int4
 
 FEW, ROUND = 192, 64  # rows: more are multiplied in multiples of `ROUND`
-FEWEST = 4  # rows: so many wait for the weights rather than for products
+FEWEST = 6  # rows: so many wait for the weights rather than for products
 STRETCH = 128  # rows that are rounded at once, so that they stay in the cache meanwhile
 HIGHEST, MIDDLE = 127, 128
 SHIFT = 1.5 * 2**23  # of numbers near this the last bit of a float32 stands for one: adding it rounds
@@ -146,27 +147,50 @@ class Int8FeedForward(nn.Module):
         return y
 
 
-class Int8Weights(nn.Module):
-    """`activation(x @ weight.T + bias)` for a few rows: what they wait for is a byte a weight, and nothing is packed.
+class FewRows(nn.Module):
+    """`x @ weight.T + bias` for a few rows, which wait for the weights: those are a byte each, or half of one.
 
-    Products are of floats, which are bfloat16 before and after, as PyTorch's kernel has it.
+    Half of one where the weight is made of integers of four bits, a scale for each `GROUP` of a row, as on disk
+    (`core.rounding`). Products are of floats, which are bfloat16 before and after, as PyTorch's kernels have it.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, out: torch.dtype = torch.float32) -> None:
         super().__init__()
-        weight = weight.detach().float()
-        # Scales that bfloat16 holds: the next larger ones.
-        self.scales = (weight.abs().amax(1).clamp(min=1e-12) / HIGHEST * (1 + 2**-8)).bfloat16()
-        self.integers = (weight / self.scales.float()[:, None]).round().to(torch.int8)
+        weight, self.out = weight.detach().float(), out
         self.bias = None if bias is None else bias.detach().float()
-        self.is_gelu = gelu
+        found = recovered_int4(weight)
+        self.is_half = found is not None
+        if found is not None:
+            integers, scales = found
+            self.integers = torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers, 1)
+            self.scales = torch.stack([scales, torch.zeros_like(scales)], 2).transpose(0, 1).contiguous().bfloat16()
+        else:
+            # Scales that bfloat16 holds: the next larger ones.
+            self.scales = (weight.abs().amax(1).clamp(min=1e-12) / HIGHEST * (1 + 2**-8)).bfloat16()
+            self.integers = (weight / self.scales.float()[:, None]).round().to(torch.int8)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, n_out) float32 of (…, n_in)."""
+        """(…, n_out) of (…, n_in)."""
         rows = x.reshape(-1, x.shape[-1]).bfloat16()
-        y: Tensor = torch.ops.aten._weight_int8pack_mm(rows, self.integers, self.scales)
-        y = y.float() if self.bias is None else y + self.bias
-        return (F.gelu(y) if self.is_gelu else y).view(*x.shape[:-1], -1)
+        if self.is_half:
+            y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.integers, GROUP, self.scales)
+        else:
+            y = torch.ops.aten._weight_int8pack_mm(rows, self.integers, self.scales)
+        return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1).to(self.out)
+
+
+class FewForward(nn.Module):
+    """Both products of a `FeedForward`, for a few rows."""
+
+    def __init__(self, layer: FeedForward) -> None:
+        super().__init__()
+        self.intermediate_dense, self.output_dense = (
+            FewRows(linear.weight, linear.bias) for linear in (layer.intermediate_dense, layer.output_dense)
+        )
+        self.activation = layer.activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.output_dense(self.activation(self.intermediate_dense(x))))
 
 
 class ByRows(nn.Module):
@@ -177,5 +201,4 @@ class ByRows(nn.Module):
         self.many, self.few = many, few
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = (self.few if x.shape[:-1].numel() <= FEWEST else self.many)(x)
-        return y
+        return torch.as_tensor((self.few if x.shape[:-1].numel() <= FEWEST else self.many)(x))

@@ -30,46 +30,52 @@ def log_likelihoods(
     """
     blank, delimiter = silent
     probs = np.exp(np.asarray(log_probs, np.float64))
-    either = probs.shape[1]  # an id of its own: blank or delimiter
-    probs = np.concatenate([probs, probs[:, [blank]] + probs[:, [delimiter]]], 1)
+    either, never = probs.shape[1], probs.shape[1] + 1  # ids of their own: blank or delimiter, and of no state
+    added = probs[:, blank] + probs[:, delimiter], np.zeros(len(probs))
+    probs = np.ascontiguousarray(np.concatenate([probs.T, added]))  # (id, frame)
     n_states = 2 * max(map(len, texts), default=0) + 1
-    shape = (len(texts), n_states)  # labels at odd places, silence before, between and after
-    emitted = np.full(shape, blank)
-    exists, stays, skips, ends = np.zeros(shape), np.ones(shape), np.zeros(shape), np.zeros(shape)
+    shape = (n_states, len(texts))  # labels at odd places, silence before, between and after
+    emitted = np.full(shape, never)
+    stays, skips, ends = np.ones(shape), np.zeros(shape), np.zeros(shape)
     for i, text in enumerate(texts):
         labels, n = np.array(text, np.int64), 2 * len(text)
-        emitted[i, 1:n:2], exists[i, : n + 1] = labels, 1
-        emitted[i, 0] = emitted[i, n] = either
+        emitted[2:n:2, i], emitted[1:n:2, i] = blank, labels
+        emitted[[0, n], i] = either
         is_delimiter = labels == delimiter
-        emitted[i, 2 : n + 1 : 2][is_delimiter] = either  # one delimiter, then silence of any kind
-        stays[i, 1:n:2][is_delimiter] = 0
-        skips[i, 3:n:2] = labels[1:] != labels[:-1]
-        ends[i, max(0, n - 1) : n + 1] = 1
-    if not texts or not len(probs):
-        return np.where(ends[:, 0] > 0, 0.0, -np.inf)
-    before = np.zeros((len(texts), n_states + 2))  # two more in front, which are never reached
-    before[:, 2:4] = probs[0][emitted[:, :2]] * exists[:, :2]
+        emitted[2 : n + 1 : 2, i][is_delimiter] = either  # one delimiter, then silence of any kind
+        stays[1:n:2, i][is_delimiter] = 0
+        skips[3:n:2, i] = labels[1:] != labels[:-1]
+        ends[max(0, n - 1) : n + 1, i] = 1
+    if not texts or not len(log_probs):
+        return np.where(ends[0] > 0, 0.0, -np.inf)
+    before = np.zeros((n_states + 2, len(texts)))  # two more in front, which are never reached
+    before[2:4] = probs[:, 0][emitted[:2]]
     scales = np.zeros(len(texts))
     first, end = 0, min(2, n_states)  # states that are followed
-    for frame in range(1, len(probs)):
-        end = min(end + 2, n_states)
-        now = slice(first, end)
-        states = before[:, first + 2 : end + 2] * stays[:, now]
-        states += before[:, first + 1 : end + 1]
-        states += before[:, first:end] * skips[:, now]
-        states *= probs[frame][emitted[:, now]]
-        states *= exists[:, now]
-        before[:, first + 2 : end + 2] = states
-        if frame % SCALED == 0:
-            most = states.max(1, keepdims=True)
-            most[most == 0] = 1
-            before /= most
-            scales += np.log(most[:, 0])
-            followed = np.flatnonzero((states > LEAST * most).any(0))
-            if len(followed):
-                before[:, 2 : first + followed[0] + 2] = 0
-                before[:, first + followed[-1] + 3 :] = 0
-                first, end = first + int(followed[0]), first + int(followed[-1]) + 1
+    for start in range(1, probs.shape[1], SCALED):
+        frames = range(start, min(start + SCALED, probs.shape[1]))
+        last = min(end + 2 * len(frames), n_states)
+        room = np.empty((2, last - first, len(texts)))
+        heard = probs[emitted[first:last], start : frames.stop].transpose(2, 0, 1).copy()  # (frame, state, text)
+        for emission in heard:
+            end = min(end + 2, n_states)
+            now = slice(first, end)
+            states, skipped = room[:, : end - first]
+            np.multiply(before[first + 2 : end + 2], stays[now], out=states)
+            np.multiply(before[first:end], skips[now], out=skipped)
+            states += before[first + 1 : end + 1]
+            states += skipped
+            np.multiply(states, emission[: end - first], out=before[first + 2 : end + 2])
+        states = before[first + 2 : end + 2]
+        most = states.max(0)
+        most[most == 0] = 1
+        before /= most
+        scales += np.log(most)
+        followed = np.flatnonzero((states > LEAST * most).any(1))
+        if len(followed):
+            before[2 : first + followed[0] + 2] = 0
+            before[first + followed[-1] + 3 :] = 0
+            first, end = first + int(followed[0]), first + int(followed[-1]) + 1
     with np.errstate(divide="ignore"):
-        found: NDArray[np.float64] = np.log((before[:, 2:] * ends).sum(1)) + scales
+        found: NDArray[np.float64] = np.log((before[2:] * ends).sum(0)) + scales
     return found

@@ -8,7 +8,7 @@ The kernels are oneDNN's, by the operators that PyTorch's own compiler calls. Wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from core.configuration import Wav2Vec2Config
 from core.encoder import Attention, FeedForward, PositionalConvEmbedding
 from core.extractor import ConvLayer
-from core.int8 import Int8FeedForward, Int8Product, multiplied
+from core.int8 import ByRows, FewForward, FewRows, Int8FeedForward, Int8Product, multiplied
 from core.statistics import channel_norm
 from core.wav2vec2 import Wav2Vec2ForCTC
 
 STRETCH = 100  # frames that the extractor makes at once
-MAX_SCORES = 1 << 24  # attention scores held at once; more go through the tiled kernel, which is slower
+MAX_SCORES = 1 << 24  # attention scores held at once
 NEEDED = {
     torch.float32: ("avx512_f", "avx2"),
     torch.bfloat16: ("avx512_bf16", "amx_bf16"),
@@ -35,10 +35,14 @@ GELU: Post = ("gelu", [], "none")
 
 def is_fast(dtype: torch.dtype) -> bool:
     """Whether this processor has instructions for products of that type, and PyTorch the kernels."""
+    return any(map(has, NEEDED[dtype]))
+
+
+def has(instructions: str) -> bool:
+    """Whether this processor has them, and PyTorch kernels for it."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.cpu, "get_capabilities"):  # type: ignore[no-untyped-call]
         return False
-    has = torch.cpu.get_capabilities()
-    return any(has.get(name, False) for name in NEEDED[dtype])
+    return bool(torch.cpu.get_capabilities().get(instructions, False))
 
 
 def narrow(dtype: torch.dtype) -> torch.dtype:
@@ -93,6 +97,12 @@ def make_product(
     if dtype == torch.int8:
         return Int8Product(weight, bias, gelu, out or torch.float32)
     return Product(weight, bias, dtype, gelu, out)
+
+
+def make_reader(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, out: torch.dtype | None = None) -> nn.Module:
+    """As `make_product`, for what reads one row after another."""
+    product = make_product(weight, bias, dtype, out=out)
+    return ByRows(product, FewRows(weight, bias, out or torch.float32)) if is_fast(torch.int8) else product
 
 
 def overlap(x: Tensor, kernel: int, stride: int, padding: int = 0) -> Tensor:
@@ -237,14 +247,17 @@ class PackedPositions(nn.Module):
 class PackedAttention(nn.Module):
     """Self-attention with one product for queries, keys and values."""
 
-    def __init__(self, attention: Attention, dtype: torch.dtype) -> None:
+    scale: float | None = 1.0  # of scores: queries come scaled
+
+    def __init__(self, attention: Attention, dtype: torch.dtype, make: Callable[..., nn.Module] = make_product) -> None:
         super().__init__()
         self.n_heads = attention.n_heads
         q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
         scale = (q.out_features // self.n_heads) ** -0.5
+        self.is_tiled = dtype == torch.float32 or has("amx_bf16")
         weight, bias = torch.cat([q.weight * scale, k.weight, v.weight]), torch.cat([q.bias * scale, k.bias, v.bias])
-        self.qkv = make_product(weight, bias, dtype, out=narrow(dtype))
-        self.out_proj = make_product(attention.out_proj.weight, attention.out_proj.bias, dtype)
+        self.qkv = make(weight, bias, dtype, out=narrow(dtype))
+        self.out_proj = make(attention.out_proj.weight, attention.out_proj.bias, dtype)
 
     def forward(self, hidden: Tensor, mask: Tensor | None, want_weights: bool) -> tuple[Tensor, Tensor | None]:
         """As `Attention.forward`."""
@@ -263,16 +276,17 @@ class PackedAttention(nn.Module):
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, want_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """As `Attention.mix`; queries are scaled already."""
-        # In bfloat16 the tiled kernel is slower than products of whole matrices, which need room.
-        if want_weights or (q.dtype == torch.bfloat16 and q.shape[:-1].numel() * k.shape[2] <= MAX_SCORES):
+        """As `Attention.mix`."""
+        # In bfloat16 without tiles in hardware, products of whole matrices are faster, which need room.
+        is_whole = q.dtype == torch.bfloat16 and not self.is_tiled and q.shape[:-1].numel() * k.shape[2] <= MAX_SCORES
+        if want_weights or is_whole:
             scores = q @ k.transpose(2, 3)
             if mask is not None:
                 scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
             weights = scores.softmax(-1)
             out = weights @ v
         else:
-            weights, out = None, F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+            weights, out = None, F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
         return out.transpose(1, 2).flatten(2), weights if want_weights else None
 
 
@@ -320,14 +334,18 @@ def pack(model: Wav2Vec2ForCTC, dtype: torch.dtype) -> Wav2Vec2ForCTC:
     return model
 
 
-def pack_blocks(network: nn.Module, dtype: torch.dtype) -> None:
-    """Packs attention and feed forward wherever they are in a network, in place."""
+def pack_blocks(network: nn.Module, dtype: torch.dtype, reads: bool = False) -> None:
+    """Packs attention and feed forward wherever they are in a network, in place.
+
+    Args:
+        reads: the network reads one row after another, as a rule.
+    """
     replaced: dict[str, nn.Module] = {}
     for name, module in network.named_modules():
         if isinstance(module, Attention):
-            replaced[name] = PackedAttention(module, dtype)
+            replaced[name] = PackedAttention(module, dtype, make_reader if reads else make_product)
         elif isinstance(module, FeedForward):
-            is_int8 = dtype == torch.int8
-            replaced[name] = Int8FeedForward(module) if is_int8 else PackedFeedForward(module, dtype)
+            many = Int8FeedForward(module) if dtype == torch.int8 else PackedFeedForward(module, dtype)
+            replaced[name] = ByRows(many, FewForward(module)) if reads and is_fast(torch.int8) else many
     for name, module in replaced.items():
         network.set_submodule(name, module)

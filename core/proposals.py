@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,8 @@ from core.stitcher import LogProbs
 
 BRANCHES = 32  # pieces tried in all places of a text
 READ = 16  # changes of one round that the decoder reads
-LONGER, MORE = 2, 16  # times the pieces of the longest text that was read, and so many more: then it stops writing
+MORE = 6  # pieces than the longest text that was read has: then it stops writing
+GUESS = 3  # pieces behind a new one that are read with it
 HOPE = 6.0  # natural logarithm: how much worse than the text a change may promise to be that it reads
 
 Prior = Callable[[Sequence[str]], Sequence[float]]  # of texts, what the language model adds to their scores
@@ -142,6 +144,7 @@ class Proposals:
         log_probs: (n_frames, n_vocab).
         states: (n_frames, hidden) that the rescorer reads.
         has_model: whether a language model is in the prior.
+        priors: of texts, where they are known.
     """
 
     rescorer: Rescorer
@@ -150,6 +153,7 @@ class Proposals:
     states: NDArray[np.float32]
     prior: Prior | None = None
     has_model: bool = False
+    priors: dict[str, float] = field(default_factory=dict)
     judged: dict[str, float] = field(default_factory=dict)  # by frames and language model; hopeless ones are −inf
     scores: dict[str, float] = field(default_factory=dict)  # and by the decoder
     nodes: dict[str, list[int]] = field(default_factory=dict)  # of texts that were read
@@ -193,8 +197,11 @@ class Proposals:
         if not new:
             return
         frames = log_likelihoods(self.log_probs, [self.labels(text) for text in new], self.alphabet.silent)
-        priors = self.prior(new) if self.prior else [0.0] * len(new)
-        self.judged |= zip(new, (self.rescorer.config.frames * frames + np.array(priors)).tolist(), strict=True)
+        if self.prior is not None:
+            unknown = [text for text in new if text not in self.priors]
+            self.priors |= zip(unknown, self.prior(unknown), strict=True)
+        priors = np.array([self.priors.get(text, 0.0) for text in new])
+        self.judged |= zip(new, (self.rescorer.config.frames * frames + priors).tolist(), strict=True)
 
     def read(self, texts: Iterable[str]) -> None:
         """By the decoder, those that were judged."""
@@ -209,15 +216,32 @@ class Proposals:
         Along texts that were read nothing is read again (as drafts are verified by Leviathan et al. 2023,
         https://arxiv.org/abs/2211.17192).
         """
-        reading, node, pieces = self.reading, 0, list[int]()
-        for _ in range(LONGER * max(map(len, self.nodes.values())) + MORE):
+        reading, node, pieces, rest = self.reading, 0, list[int](), list[int]()
+        rests = self.rests()
+        for _ in range(max(map(len, self.nodes.values())) + MORE):
             reading.catch_up()
             piece = int(reading.log_probs[node].argmax())
             if piece in (BEGIN, END):
                 break
             pieces.append(piece)
+            rest = rests.get(node, rest)
             node = reading.tree.follow(node, piece)
+            if node >= reading.n_read:
+                guess = node
+                for after in rest[:GUESS]:
+                    guess = reading.tree.follow(guess, after)
         return " ".join(self.words(pieces) or ())
+
+    def rests(self) -> dict[int, list[int]]:
+        """What texts that were read go on with behind the next word, by the node before that; the best come first."""
+        found: dict[int, list[int]] = {}
+        for text in sorted(self.nodes, key=self.scores.__getitem__, reverse=True):
+            if (read := Read.of(text, self.nodes[text], self.reading)) is not None:
+                for first, end in pairwise(read.starts):
+                    rest = read.ids[end : end + GUESS]
+                    for node in read.nodes[first:end]:
+                        found.setdefault(node, rest)
+        return found
 
     def labels(self, text: str) -> list[int]:
         """The ids of a text, a delimiter between words."""

@@ -26,7 +26,7 @@ from core.checkpoint import Undrawn
 from core.configuration import Wav2Vec2Config
 from core.encoder import Attention, FeedForward
 from core.pieces import BEGIN, END, N_SPECIAL, Pieces, Tree
-from core.precision import is_fast, make_product, narrow, pack_blocks
+from core.precision import is_fast, make_product, make_reader, narrow, pack_blocks
 from core.rounding import GROUP, SUFFIX, from_integers, to_int4, to_int8
 
 FOLDER = "rescorer"
@@ -200,13 +200,15 @@ class Rescorer(nn.Module):
             return self.to(device, dtype)
         if dtype == torch.float32 or not is_fast(dtype):
             return self
-        self.head = make_product(self.embedding.weight, None, dtype, out=torch.float32)
-        pack_blocks(self, dtype)
+        # Of bfloat16 a product has eight bits, too few for the logarithms of thousands of pieces.
+        exact = torch.int8 if is_fast(torch.int8) else torch.float32
+        self.head = make_product(self.embedding.weight, None, exact)
+        pack_blocks(self, dtype, reads=True)
         for layer in self.blocks():
             cross = layer.cross_attention
             for name in ("q_proj", "kv_proj", "out_proj"):
                 linear = getattr(cross, name)
-                setattr(cross, name, make_product(linear.weight, linear.bias, dtype, out=narrow(dtype)))
+                setattr(cross, name, make_reader(linear.weight, linear.bias, dtype, out=narrow(dtype)))
         return self
 
     def save(self, directory: Path, is_rough: bool = True, rounded: Mapping[str, Tensor] | None = None) -> None:
@@ -309,7 +311,7 @@ class Reading:
         seen[lead:, : n_prompt + 1] = True  # the prompt and the beginning, also by what is padding
         for row, path in enumerate(self.tree.paths[first:]):
             seen[lead + row, [n_prompt + node for node in (*path, first + row)]] = True
-        mask = torch.from_numpy(seen).to(device)
+        mask = torch.from_numpy(np.where(seen, 0, -np.inf)).to(device, self.heard[0][0].dtype)
         x = rescorer.embed(torch.from_numpy(pieces).to(device), torch.from_numpy(places).to(device))
         x = torch.cat([rescorer.prompt[:lead][None], x], 1)
         read = slice(n_prompt + first - lead, n_prompt + end)
@@ -322,11 +324,14 @@ class Reading:
             )
             k[:, :, read], v[:, :, read] = (part[:, :, : lead + end - first] for part in new)
             self.kept[i] = k, v
-            x = x + layer.attention.out_proj(layer.attention.mix(q, k, v, mask)[0])
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=layer.attention.scale)
+            x = x + layer.attention.out_proj(mixed.transpose(1, 2).flatten(2))
             x = layer.hear(x, *self.heard[i])
         following = F.log_softmax(rescorer.following(x[:, lead:])[0, : end - first], -1, dtype=torch.float32)
         if end > len(self.rows):
-            self.rows = np.pad(self.log_probs, ((0, room + end // 2 - first), (0, 0)))
+            grown = np.empty((room + end, self.rows.shape[1]), np.float32)
+            grown[:first] = self.log_probs
+            self.rows = grown
         self.rows[first:end], self.n_read = following.cpu().numpy(), end
 
 

@@ -15,6 +15,7 @@ HIGHEST = 31
 SUFFIX = "_scale"  # of the key that holds the scales of a matrix
 GROUP = 64  # weights of four bits that share a scale
 HIGHEST_4 = 7
+EXACT = 1e-3  # so near to an integer is one
 SHARES = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7)  # of a group's largest weight, that the highest integer may stand for
 
 
@@ -72,6 +73,27 @@ def from_int4(packed: Tensor, scales: Tensor) -> Tensor:
     """(row, column) floats."""
     integers = torch.stack([packed & 15, packed >> 4], 2).float() - HIGHEST_4 - 1
     return from_groups(integers.view(len(packed), -1, GROUP), scales).flatten(1)
+
+
+def recovered_int4(weight: Tensor) -> tuple[Tensor, Tensor] | None:
+    """(row, column) int32 from 0 to 15, 8 for zero, and (row, group) scales of what `from_int4` made; None of others."""
+    n_rows, n_columns = weight.shape
+    if n_columns % GROUP:
+        return None
+    groups = weight.reshape(-1, GROUP)
+    largest = groups.abs().amax(1, keepdim=True).clamp(min=1e-12)
+    integers, scales = torch.empty_like(groups, dtype=torch.int32), torch.empty_like(largest)
+    left = torch.arange(len(groups))
+    for highest in (7, 8, 6, 5, 4):  # that the largest may stand for
+        exact = groups[left] * (highest / largest[left])
+        rounded = exact.round()
+        is_found = ((exact - rounded).abs().amax(1) < EXACT) & (rounded.amax(1) <= HIGHEST_4)
+        found, left = left[is_found], left[~is_found]
+        integers[found] = rounded[is_found].to(torch.int32)
+        scales[found] = largest[found] / highest
+    if len(left):
+        return None
+    return integers.view(n_rows, n_columns) + HIGHEST_4 + 1, scales.view(n_rows, -1)
 
 
 def from_integers(weights: dict[str, Tensor]) -> dict[str, Tensor]:

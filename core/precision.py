@@ -254,7 +254,7 @@ class PackedAttention(nn.Module):
         self.n_heads = attention.n_heads
         q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
         scale = (q.out_features // self.n_heads) ** -0.5
-        self.is_tiled = dtype == torch.float32 or has("amx_bf16")
+        self.is_tiled = narrow(dtype) == torch.float32 or has("amx_bf16")
         weight, bias = torch.cat([q.weight * scale, k.weight, v.weight]), torch.cat([q.bias * scale, k.bias, v.bias])
         self.qkv = make(weight, bias, dtype, out=narrow(dtype))
         self.out_proj = make(attention.out_proj.weight, attention.out_proj.bias, dtype)
@@ -268,10 +268,8 @@ class PackedAttention(nn.Module):
         """As `Attention.project`."""
         B, T, _ = hidden.shape
         rows = self.qkv(hidden).view(B, T, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
-        # Once laid out by heads, all three are read by the products of bfloat16 as they are; the values again and again
-        # by the tiled kernel of float32.
-        q, k, v = rows if rows.dtype == torch.float32 else rows.contiguous()
-        return q, k, v.contiguous()
+        q, k, v = rows if self.is_tiled else rows.contiguous()  # which products of whole matrices read as they are
+        return q, k, v.contiguous() if v.dtype == torch.float32 else v  # which its tiled kernel reads again and again
 
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, want_weights: bool = False

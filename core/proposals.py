@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from functools import cached_property
-from itertools import pairwise
+from itertools import dropwhile, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ BRANCHES = 32  # pieces tried in all places of a text
 READ = 16  # changes of one round that the decoder reads
 MORE = 6  # pieces than the longest text that was read has: then it stops writing
 GUESS = 3  # pieces behind a new one that are read with it
+NEXT = 6  # pieces of a text among which a new one may be
 HOPE = 6.0  # natural logarithm: how much worse than the text a change may promise to be that it reads
 
 Prior = Callable[[Sequence[str]], Sequence[float]]  # of texts, what the language model adds to their scores
@@ -216,15 +217,15 @@ class Proposals:
         Along texts that were read nothing is read again (as drafts are verified by Leviathan et al. 2023,
         https://arxiv.org/abs/2211.17192).
         """
-        reading, node, pieces, rest = self.reading, 0, list[int](), list[int]()
-        rests = self.rests()
+        reading, node, pieces = self.reading, 0, list[int]()
+        rests, rest = self.rests(), list[int]()
         for _ in range(max(map(len, self.nodes.values())) + MORE):
             reading.catch_up()
             piece = int(reading.log_probs[node].argmax())
             if piece in (BEGIN, END):
                 break
             pieces.append(piece)
-            rest = rests.get(node, rest)
+            rest = rests[node] if node in rests else self.behind(piece, rest)
             node = reading.tree.follow(node, piece)
             if node >= reading.n_read:
                 guess = node
@@ -238,10 +239,19 @@ class Proposals:
         for text in sorted(self.nodes, key=self.scores.__getitem__, reverse=True):
             if (read := Read.of(text, self.nodes[text], self.reading)) is not None:
                 for first, end in pairwise(read.starts):
-                    rest = read.ids[end : end + GUESS]
+                    rest = read.ids[end:]
                     for node in read.nodes[first:end]:
                         found.setdefault(node, rest)
         return found
+
+    def behind(self, piece: int, rest: list[int]) -> list[int]:
+        """What a text goes on with behind a piece that may be in place of one of its next ones."""
+        if piece in rest[:NEXT]:
+            return rest[rest.index(piece) + 1 :]
+        begins = self.rescorer.pieces.begins
+        if not begins(piece):
+            return rest
+        return list(dropwhile(lambda other: not begins(other), rest[1:]))
 
     def labels(self, text: str) -> list[int]:
         """The ids of a text, a delimiter between words."""

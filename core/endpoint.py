@@ -28,6 +28,7 @@ class EndpointConfig:
     before_speech: int = 150  # silence without any word that is let go of
     max_length: int = 1000  # a segment of this length is cut at its best seam
     quiet_ratio: float = 0.1  # quiet: energy below this share of the speech's
+    kept_silence: int = field(init=False, repr=False)  # at the end of that: the first letter may come late
     slack: int = field(init=False, repr=False)  # frames by which a letter may lie elsewhere than in the whole segment
     grain: int = field(init=False, repr=False)  # final passes that end a pause end at multiples of so many rows
     least_run: int = field(init=False, repr=False)  # rows without letters, in a window, below which there is no pause
@@ -42,6 +43,7 @@ class EndpointConfig:
             raise ValueError(
                 f"max_length must be at least twice after_speech. Found: {self.max_length} and {self.after_speech}"
             )
+        object.__setattr__(self, "kept_silence", min(25, self.before_speech // 2))
         object.__setattr__(self, "slack", min(5, self.after_speech // 10))
         object.__setattr__(self, "grain", self.slack // 2 + 1)
         object.__setattr__(self, "least_run", self.after_speech - 2 * self.slack)
@@ -127,9 +129,8 @@ def find_endpoint(
         first: no pause has lasted long enough before this row.
     """
     if not committed and 1 not in has_letter[: config.before_speech].tobytes():
-        # Keep the last half second: the first letter may come late.
-        keep, n = min(25, config.before_speech // 2), config.before_speech
-        return Endpoint(n - keep, n, has_speech=False) if n_stable >= n else None
+        n = config.before_speech
+        return Endpoint(n - config.kept_silence, n, has_speech=False) if n_stable >= n else None
     within = has_letter[: config.max_length]
     if (endpoint := find_pause(within, measure, config, config.slack, committed, first)) is not None:
         return endpoint

@@ -179,7 +179,7 @@ class Engine(Emitter):
             if endpoint.has_speech:
                 stream.pending = stream.final_pass(endpoint)
             else:
-                stream.begin_segment(frames.start_frame + endpoint.cut, self.is_letter)
+                stream.begin_segment(frames.start_frame + endpoint.cut, self.is_letter, is_silent=True)
                 stream.search.reach = stream.config.endpoint.before_speech  # as silence that lasted so long goes on
         self.release(stream)
         return events
@@ -187,12 +187,12 @@ class Engine(Emitter):
     def lacks_letter(self, stream: Stream, task: Pass, frames: StitchedFrames) -> bool:
         """Whether a step that has left out some frames heard no letter behind those.
 
-        Where the segment had none so far, it must come before silence would be let go of.
+        Where silence goes on, it must come before that would be let go of.
         """
         before, start = stream.frames, task.start_sample // HOP
         if start <= before.end_frame:
             return False
-        is_silent = not self.is_letter[before.ids].any()
+        is_silent = stream.search.is_silent and not self.is_letter[before.ids].any()
         end = min(frames.n_stable, stream.config.endpoint.before_speech) if is_silent else frames.n_stable
         return not self.is_letter[frames.ids[start - frames.start_frame : end]].any()
 
@@ -306,7 +306,11 @@ class Engine(Emitter):
         stream.pending = None
         first = stream.frames.start_frame
         rows = Emission(log_probs, task.start_sample // HOP).since(first).log_probs
-        cut = stream.cut(task, self.is_letter[rows.argmax(1)])
+        has_letter = self.is_letter[rows.argmax(1)]
+        if silence := stream.silence(has_letter):
+            stream.begin_segment(first + silence, self.is_letter, is_silent=True)
+            return []
+        cut = stream.cut(task, has_letter)
         if cut is None:
             return []
         if task.is_barrier:

@@ -76,7 +76,7 @@ def from_int4(packed: Tensor, scales: Tensor) -> Tensor:
 
 
 def recovered_int4(weight: Tensor) -> tuple[Tensor, Tensor] | None:
-    """(row, column) int32 from 0 to 15, 8 for zero, and (row, group) scales of what `from_int4` made; None of others."""
+    """(row, column) int32 from 0 to 15, 8 for zero, and (row, group) scales, of what `from_int4` made alone."""
     n_rows, n_columns = weight.shape
     if n_columns % GROUP:
         return None

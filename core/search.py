@@ -5,6 +5,9 @@ A step is due where the sound has been quiet for as long as a pause lasts. It he
 them while it finds no letter there; those that no step has heard count as letters. Where the sound was misleading, or a
 pause is loud, it is the pass over the longest segment that finds the pause, later, and the same one. In a stream where
 that has happened a step is also due where no letter has been heard for as long as a loud pause lasts.
+
+Silence before a segment is told likewise: by the first final pass, unless the sound is that of a pause, or there has
+been none but silence since the last word. Then a step is due where it may be let go of.
 """
 
 from __future__ import annotations
@@ -22,13 +25,18 @@ GLIMPSE = 20  # frames that it hears where there is no pause, as a rule
 class Search:
     """How far a segment has been searched for its end. Rows are its frames."""
 
-    def __init__(self, rules: EndpointConfig, is_loud: bool = False) -> None:
-        """`is_loud`: whether a pause of this stream was."""
+    def __init__(self, rules: EndpointConfig, is_loud: bool = False, is_silent: bool = False) -> None:
+        """A segment of which nothing has been heard.
+
+        Args:
+            is_loud: whether a pause of this stream was.
+            is_silent: whether silence may go on.
+        """
         self.rules = rules
         self.sums = np.zeros(1)  # (n + 1,) energy of the first frames, none to all
         self.first = 0  # no row before this one ends a pause
         self.reach = GLIMPSE  # frames before its last stable one that the next step hears
-        self.is_loud = is_loud
+        self.is_loud, self.is_silent = is_loud, is_silent or rules.max_length <= rules.before_speech
 
     @property
     def n_measured(self) -> int:
@@ -64,7 +72,7 @@ class Search:
         self.reach = GLIMPSE
         silent = n - lull.run  # from this row on
         self.first = max(silent - rules.slack + rules.after_speech, n_stable + hop - rules.slack)
-        if lull.first >= rules.before_speech:
+        if lull.first >= rules.before_speech and self.is_silent:
             due = rules.before_speech
         elif self.is_loud:
             due = min(silent + rules.loud_factor * rules.after_speech + rules.slack, rules.max_length)

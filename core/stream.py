@@ -210,15 +210,20 @@ class Stream:
         n, n_measured = min(self.limit // HOP, self.target - slack) - first, self.search.n_measured
         if n > n_measured:
             self.search.measure(self.measure(n, n_measured)())
+            least = self.config.endpoint.before_speech
+            if n_measured < least <= n and self.hush >= 0 and is_hushed(self.measure(least)(), self.hush):
+                self.search.is_silent = True
+                self.target = min(self.target, first + least)
         if (row := self.search.quiet_row()) is not None:
             self.target = min(self.target, first + row + slack)
 
-    def begin_segment(self, frame: int, is_letter: NDArray[np.bool_]) -> None:
+    def begin_segment(self, frame: int, is_letter: NDArray[np.bool_], is_silent: bool = False) -> None:
         """Forgets what was of the one before, and decides when the first step of this is due.
 
         Args:
             frame: its first.
             is_letter: of each id.
+            is_silent: silence has been let go of.
         """
         frames, config = self.frames.since(frame), self.config
         self.processed_frame = self.n_processed // HOP
@@ -234,7 +239,7 @@ class Stream:
         self.last_partial = ("", 0)
         self.target = self.frames.stable_frame + config.hop
         if self.only_ends:
-            self.search = Search(config.endpoint, self.search.is_loud)
+            self.search = Search(config.endpoint, self.search.is_loud, is_silent)
             self.aim(find_lull(is_letter[self.frames.ids], config.endpoint))
 
     @property
@@ -307,6 +312,14 @@ class Stream:
         """`find_pause` in the segment, by letters that a final pass has heard."""
         rules, measure = self.config.endpoint, self.measure(len(has_letter))
         return find_pause(has_letter, measure, rules, slack, self.n_committed_rows, self.pause_row)
+
+    def silence(self, has_letter: NDArray[np.bool_]) -> int:
+        """Rows that are let go of, by what a final pass has heard where no step has: silence before the first word."""
+        rules, rows, n = self.config.endpoint, has_letter.tobytes(), 0
+        if self.only_ends and not self.committed:
+            while len(rows) >= n + rules.before_speech and 1 not in rows[n : n + rules.before_speech]:
+                n += rules.before_speech - rules.kept_silence
+        return n
 
     def cut(self, task: Pass, has_letter: NDArray[np.bool_]) -> int | None:
         """The frame before which the segment ends, by what its final pass has heard.

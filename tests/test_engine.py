@@ -205,15 +205,17 @@ def test_a_step_waits_while_no_pause_can_be_over() -> None:
 
     n_heard: list[int] = []
 
-    glimpse = GLIMPSE + AHEAD
-    assert steps("A" * 600, 0) == [glimpse, 600], "once, whether there is a letter"
+    assert steps("A" * 600, 0) == [600], "no sound is that of a pause"
     whole = EndpointConfig().after_speech + 2 * EndpointConfig().slack + LEAD + AHEAD
-    assert steps("A" * 160, 80)[:3] == [30, whole, 213], "the first row by which the quiet one has lasted long enough"
+    assert steps("A" * 160, 80)[:2] == [whole, 213], "the first row by which the quiet one has lasted long enough"
     loud = steps("A" * 100 + "~~~~" + "A" * 700 + "~~~~" + "A" * 100, 0, noise=0.1)
-    assert loud[:3] == [30, 50, 90], "where no letter is heard, more is"
-    assert loud[3:6] == [glimpse, 1000, 255], "the longest segment has a loud pause"
-    assert loud[6:11] == [glimpse, 50, 90, 170, 980], "the next one is looked for"
-    assert steps("", 500, noise=0.1)[:5] == [30, 50, 90, 160, 160], "silence is heard once, but for its edges"
+    glimpse = GLIMPSE + AHEAD
+    assert loud[:3] == [glimpse, 1000, 255], "the longest segment has a loud pause"
+    assert loud[3:8] == [glimpse, 50, 90, 170, 980], "the next one is looked for; where no letter is heard, more is"
+    assert steps("~~~~~~~~" + "A" * 200, 0, noise=0.1) == [600, glimpse, 275], "silence is let go of by a final pass"
+    silent = steps("", 2500, noise=0.1)
+    assert silent[:7] == [30, 50, 90, 170, 330, 650, 1010], "silence that might have been speech"
+    assert set(silent[7:-1]) == {160}, "and goes on"
 
 
 def test_a_pass_that_hears_the_next_letter_too_soon_is_run_again_without_it() -> None:

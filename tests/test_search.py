@@ -59,12 +59,14 @@ def test_it_is_found_at_the_same_row_however_the_sound_comes(cuts: list[int], li
     ],
 )
 def test_when_a_step_is_due_whatever_the_sound(lull: Lull, n: int, n_stable: int, due: int) -> None:
-    search = Search(RULES, is_loud=True)
+    search = Search(RULES, is_loud=True, is_silent=True)
     search.reach = 1000
     assert search.aim(lull, n, n_stable, hop=5) == due
     assert search.reach == GLIMPSE
-    no_loud_one = 60 if lull.first == NEVER else max(100, n_stable + 5) if lull.first < 60 else due
-    assert Search(RULES).aim(lull, n, n_stable, hop=5) == no_loud_one
+    assert Search(RULES, is_silent=True).aim(lull, n, n_stable, hop=5) == (
+        due if lull.first >= 60 else max(100, n_stable + 5)
+    )
+    assert Search(RULES).aim(lull, n, n_stable, hop=5) == 100
 
 
 def test_no_pause_is_looked_for_before_one_may_have_lasted() -> None:

@@ -25,6 +25,7 @@ import numpy as np
 from core.acoustic import AcousticModel, Features
 from core.aligner import align_words, spell
 from core.decoder import Alphabet, Decode, GreedyDecoder, WordSpan
+from core.likelihood import without_pauses
 from core.proposals import Proposals, ReadingDecoder
 from core.rescorer import Rescorer
 from core.stitcher import LogProbs
@@ -232,10 +233,12 @@ class BeamDecoder:
         silent = [self.alphabet.blank, self.alphabet.delimiter, *self.alphabet.special]
         if np.isin(log_probs.argmax(1), silent).all():
             return []  # nobody speaks; a reward for each word would make one up
+        log_probs = np.array(log_probs, np.float32)
+        log_probs[:, list(self.alphabet.special)] = NEVER
+        heard = without_pauses(log_probs, self.alphabet.blank)
         # A delimiter that is certain ends them: the library charges texts that end with one for a word of no letters.
-        rows = np.pad(np.asarray(log_probs, np.float32), ((0, 1), (0, 0)), constant_values=NEVER)
+        rows = np.pad(heard, ((0, 1), (0, 0)), constant_values=NEVER)
         rows[-1, self.alphabet.delimiter] = 0
-        rows[:, list(self.alphabet.special)] = NEVER
         rescorer = None if states is None else self.rescorer
         power = 1.0 if self.language_model is None else self.language_model.acoustic
         weight = self.strongest
@@ -257,11 +260,11 @@ class BeamDecoder:
                 found = [text for _, text in sorted(texts, reverse=True)[: rescorer.config.n_best]]
                 priors = {beam[0]: beam[4] - beam[3] - self.excess(beam[0], weight) for beam in beams}
                 has_model = self.language_model is not None
-                proposals = Proposals(rescorer, self.alphabet, rows[:-1], states, self.prior, has_model, priors)
-                return align_words(rows[:-1], start_frame, proposals.best(found), self.alphabet)
+                proposals = Proposals(rescorer, self.alphabet, heard, states, self.prior, has_model, priors)
+                return align_words(log_probs, start_frame, proposals.best(found), self.alphabet)
             texts = rescorer.rank(texts, states)
         text = max(texts)[1] if texts else ""
-        return align_words(rows[:-1], start_frame, text, self.alphabet)
+        return align_words(log_probs, start_frame, text, self.alphabet)
 
     def prior(self, texts: Sequence[str]) -> list[float]:
         """What the language model and the hot words add to the scores of texts.

@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from core.stitcher import LogProbs
 
 SCALED = 8  # frames after which probabilities are scaled anew
+CERTAIN = -1e-3  # log-probability
 LEAST = 1e-60  # of a text's likeliest state: states that are below it in all texts are left out
+
+
+def without_pauses(log_probs: LogProbs, blank: int) -> LogProbs:
+    """The frames, but of each run in which blanks are certain the first alone: the others say nothing of a text."""
+    is_blank = log_probs[:, blank] > CERTAIN
+    said: LogProbs = log_probs[~(is_blank & np.append(False, is_blank[:-1]))]
+    return said
 
 
 def log_likelihoods(

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from core.aligner import align_words, spell
 from core.decoder import Alphabet, GreedyDecoder, WordSpan
-from core.likelihood import log_likelihoods
+from core.likelihood import log_likelihoods, without_pauses
 from core.pieces import BEGIN, END
 from core.rescorer import Reading, Rescorer
 from core.stitcher import LogProbs
@@ -384,5 +384,6 @@ class ReadingDecoder:
         if states is None or not words:
             return words
         text = " ".join(word.text for word in words)
-        best = Proposals(self.rescorer, self.alphabet, log_probs, states).best([text])
+        heard = without_pauses(log_probs, self.alphabet.blank)
+        best = Proposals(self.rescorer, self.alphabet, heard, states).best([text])
         return words if best == text else align_words(log_probs, start_frame, best, self.alphabet)

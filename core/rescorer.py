@@ -200,15 +200,13 @@ class Rescorer(nn.Module):
             return self.to(device, dtype)
         if dtype == torch.float32 or not is_fast(dtype):
             return self
-        # Of bfloat16 a product has eight bits, too few for the logarithms of thousands of pieces.
-        exact = torch.int8 if is_fast(torch.int8) else torch.float32
-        self.head = make_product(self.embedding.weight, None, exact)
+        self.head = make_reader(self.embedding.weight, None, dtype, out=torch.float32)
         pack_blocks(self, dtype, reads=True)
         for layer in self.blocks():
             cross = layer.cross_attention
-            for name in ("q_proj", "kv_proj", "out_proj"):
+            for name, make in (("q_proj", make_reader), ("kv_proj", make_product), ("out_proj", make_reader)):
                 linear = getattr(cross, name)
-                setattr(cross, name, make_reader(linear.weight, linear.bias, dtype, out=narrow(dtype)))
+                setattr(cross, name, make(linear.weight, linear.bias, dtype, out=narrow(dtype)))
         return self
 
     def save(self, directory: Path, is_rough: bool = True, rounded: Mapping[str, Tensor] | None = None) -> None:

@@ -17,9 +17,23 @@ from core.checkpoint import load_model, save_model
 from core.configuration import Wav2Vec2Config
 from core.encoder import Attention, FeedForward
 from core.extractor import ConvLayer
-from core.int8 import FEW, HIGHEST, MIDDLE, ROUND, STRETCH, Int8FeedForward, Int8Product, rounded_each, rounded_together
+from core.int8 import (
+    FEW,
+    FEWEST,
+    HIGHEST,
+    MIDDLE,
+    ROUND,
+    STRETCH,
+    ByRows,
+    FewRows,
+    Int8FeedForward,
+    Int8Product,
+    rounded_each,
+    rounded_together,
+)
 from core.layout import FirstConv, FrameConv
-from core.precision import FirstConvLayer, is_fast, make_product, overlap, pack, rounded_up
+from core.precision import FirstConvLayer, is_fast, make_product, make_reader, overlap, pack, rounded_up
+from core.rounding import GROUP, from_int4, recovered_int4, to_int4
 from core.tokenizer import Wav2Vec2Tokenizer
 from core.wav2vec2 import Wav2Vec2ForCTC
 
@@ -57,6 +71,38 @@ DTYPES = {torch.float32: 1e-5, torch.bfloat16: 0.03, torch.int8: 0.1}  # and the
 def needs(dtype: torch.dtype) -> None:
     if not is_fast(dtype):
         pytest.skip(f"no instructions for {dtype}")
+
+
+@pytest.mark.parametrize("n_rows", [1, FEWEST, FEWEST + 1])
+@pytest.mark.parametrize("is_half", [True, False])
+def test_a_few_rows_are_multiplied_otherwise(n_rows: int, is_half: bool) -> None:
+    needs(torch.int8)
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(96, 2 * GROUP) / 8, torch.randn(96), torch.randn(1, n_rows, 2 * GROUP)
+    if is_half:
+        weight = from_int4(*to_int4(weight))
+    reader = make_reader(weight, bias, torch.int8)
+    assert isinstance(reader, ByRows) and isinstance(reader.few, FewRows) and reader.few.is_half == is_half
+    found, expected = reader(x), F.linear(x, weight, bias)
+    assert found.shape == expected.shape and found.dtype == torch.float32
+    assert (found - expected).norm() < 0.01 * expected.norm()
+    assert torch.equal(found, (reader.few if n_rows <= FEWEST else reader.many)(x))
+
+
+def test_integers_of_four_bits_are_found_again() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(40, 3 * GROUP)
+    weight[:5] *= torch.tensor([0.0, 1e-3, 1e3, -1.0, 0.125])[:, None]
+    packed, scales = to_int4(weight)
+    packed[5, : GROUP // 2] = 0x80  # zeros and the lowest integer
+    rounded = from_int4(packed, scales)
+    found = recovered_int4(rounded)
+    assert found is not None
+    integers, scales = found
+    assert integers.min() >= 0 and integers.max() <= 15
+    again = (integers.view(40, 3, GROUP) - 8) * scales[:, :, None]
+    torch.testing.assert_close(again.flatten(1), rounded, rtol=1e-5, atol=1e-9)
+    assert recovered_int4(weight) is None and recovered_int4(weight[:, 1:]) is None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -18,9 +18,9 @@ from test_rescorer import CONFIG, PIECES, TEXTS, make, states
 
 from core.beam import BeamDecoder, LanguageModel, make_decoder
 from core.decoder import GreedyDecoder, draft, reads_after
-from core.likelihood import log_likelihoods
+from core.likelihood import log_likelihoods, without_pauses
 from core.pieces import BEGIN, END
-from core.proposals import Change, Proposals, ReadingDecoder, differences
+from core.proposals import GUESS, Change, Proposals, ReadingDecoder, differences
 from core.rescorer import Reading, Rescorer
 
 
@@ -66,6 +66,19 @@ def test_long_frames_are_followed_where_texts_may_be() -> None:
     )
     found = log_likelihoods(without_delimiters(log_probs), texts, (0, 1))
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
+
+
+def test_frames_that_are_surely_blank_say_nothing_of_a_text() -> None:
+    rng = np.random.default_rng(2)
+    log_probs = np.log(rng.dirichlet(np.full(4, 0.5), 12) + 1e-9).astype(np.float32)
+    blank = np.log(np.array([1 - 3e-4, 1e-4, 1e-4, 1e-4], np.float32))
+    whole = np.concatenate([np.insert(log_probs, [0, 5, 5, 5, 9], blank, axis=0), [blank] * 3])
+    said = without_pauses(whole, 0)
+    np.testing.assert_array_equal(said, np.insert(log_probs, [0, 5, 9, 12], blank, axis=0))
+    texts = [(2, 3), (3, 3, 2), (2, 1, 3), (3,)]
+    found, expected = (log_likelihoods(rows, texts, (0, 1)) for rows in (said, whole))
+    np.testing.assert_allclose(found, expected, atol=5e-3)
+    assert without_pauses(whole[:0], 0).shape == (0, 4)
 
 
 def without_delimiters(log_probs: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -171,6 +184,46 @@ def test_the_decoder_writes_by_itself() -> None:
     proposals = Proposals(endless, ALPHABET, rows, states(len(rows)))
     proposals.consider(["THE CUT"])
     assert proposals.write().startswith("THE CAT SAT SAT SAT") and len(proposals.write().split()) < 30
+
+
+def test_what_a_text_goes_on_with_is_read_with_a_new_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    n_readings = 0
+    catch_up = Reading.catch_up
+
+    def counted(self: Reading) -> None:
+        nonlocal n_readings
+        n_readings += self.n_read < len(self.tree.pieces)
+        catch_up(self)
+
+    monkeypatch.setattr(Reading, "catch_up", counted)
+    text, wish = "CAT THE CAT SING A THE CAT", "CAT CAT CAT SING A THE CAT"
+    needed = []
+    for n_guessed in (GUESS, 0):
+        monkeypatch.setattr("core.proposals.GUESS", n_guessed)
+        proposals = Proposals(Wishing(wish), ALPHABET, frames(text), states(len(frames(text))))
+        proposals.consider([text])
+        n_readings = 0
+        assert proposals.write() == wish
+        needed.append(n_readings)
+    guessed, alone = needed
+    assert guessed < alone
+
+
+@pytest.mark.parametrize(
+    ("piece", "rest", "behind"),
+    [
+        ("c", [" a", "b", "c", " d"], [" d"]),  # is one of them
+        ("x", [" a", "b", " d"], [" a", "b", " d"]),  # goes on with the word before
+        (" x", [" a", "b", " d"], [" d"]),  # a word in place of another
+        (" x", [" a"], []),
+        (" x", [], []),
+    ],
+)
+def test_where_a_text_goes_on_behind_another_piece(piece: str, rest: list[str], behind: list[str]) -> None:
+    known = [" a", "b", "c", " d", "x", " x"]
+    pieces = SimpleNamespace(begins=lambda i: known[i].startswith(" "))
+    proposals = Proposals(SimpleNamespace(pieces=pieces), ALPHABET, frames("A"), states(1))  # type: ignore[arg-type]
+    assert [known[i] for i in proposals.behind(known.index(piece), [known.index(of) for of in rest])] == behind
 
 
 def test_what_was_not_heard_is_not_said() -> None:

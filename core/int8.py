@@ -184,10 +184,9 @@ class FewForward(nn.Module):
 
     def __init__(self, layer: FeedForward) -> None:
         super().__init__()
-        self.intermediate_dense, self.output_dense = (
-            FewRows(linear.weight, linear.bias) for linear in (layer.intermediate_dense, layer.output_dense)
-        )
-        self.activation = layer.activation
+        first, second, self.activation = layer.intermediate_dense, layer.output_dense, layer.activation
+        self.intermediate_dense = FewRows(first.weight, first.bias, torch.bfloat16)  # as the second is given it
+        self.output_dense = FewRows(second.weight, second.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.as_tensor(self.output_dense(self.activation(self.intermediate_dense(x))))

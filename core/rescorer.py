@@ -200,7 +200,7 @@ class Rescorer(nn.Module):
             return self.to(device, dtype)
         if dtype == torch.float32 or not is_fast(dtype):
             return self
-        self.head = make_reader(self.embedding.weight, None, dtype, out=torch.float32)
+        self.head = make_product(self.embedding.weight, None, dtype, out=torch.float32)
         pack_blocks(self, dtype, reads=True)
         for layer in self.blocks():
             cross = layer.cross_attention

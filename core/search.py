@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.endpoint import EndpointConfig, Lull
+from core.silence import is_hushed
 
 AHEAD = 10  # frames after those that become stable that a step hears, at most
 LEAD = 15  # frames before the shortest quiet pause that it hears
@@ -45,6 +46,10 @@ class Search:
     def measure(self, energy: NDArray[np.float32]) -> None:
         """Takes in the mean squares of the next frames."""
         self.sums = np.concatenate([self.sums, self.sums[-1] + np.cumsum(energy, dtype=np.float64)])
+
+    def is_hushed(self, n: int, hush: float) -> bool:
+        """Whether the sound of the first `n` rows is known, and that of a pause."""
+        return 0 <= hush and n <= self.n_measured and is_hushed(np.diff(self.sums[: n + 1]), hush)
 
     def quiet_row(self) -> int | None:
         """The first row before which the sound has been quiet for as long as a pause lasts, beside all before it.

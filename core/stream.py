@@ -210,12 +210,12 @@ class Stream:
         n, n_measured = min(self.limit // HOP, self.target - slack) - first, self.search.n_measured
         if n > n_measured:
             self.search.measure(self.measure(n, n_measured)())
-            least = self.config.endpoint.before_speech
-            if n_measured < least <= n and self.hush >= 0 and is_hushed(self.measure(least)(), self.hush):
-                self.search.is_silent = True
-                self.target = min(self.target, first + least)
         if (row := self.search.quiet_row()) is not None:
             self.target = min(self.target, first + row + slack)
+        least = self.config.endpoint.before_speech
+        if self.frames.n_stable < least < self.target - first and self.search.is_hushed(least, self.hush):
+            self.search.is_silent = True
+            self.target = first + least
 
     def begin_segment(self, frame: int, is_letter: NDArray[np.bool_], is_silent: bool = False) -> None:
         """Forgets what was of the one before, and decides when the first step of this is due.

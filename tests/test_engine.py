@@ -213,6 +213,9 @@ def test_a_step_waits_while_no_pause_can_be_over() -> None:
     assert loud[:3] == [glimpse, 1000, 255], "the longest segment has a loud pause"
     assert loud[3:8] == [glimpse, 50, 90, 170, 980], "the next one is looked for; where no letter is heard, more is"
     assert steps("~~~~~~~~" + "A" * 200, 0, noise=0.1) == [600, glimpse, 275], "silence is let go of by a final pass"
+    assert steps("A" * 100 + "~~~~~~~~" + "A" * 200, 0)[2:] == [65, 85, 85, 375], (
+        "at once, if the sound is that of a pause"
+    )
     silent = steps("", 2500, noise=0.1)
     assert silent[:7] == [30, 50, 90, 170, 330, 650, 1010], "silence that might have been speech"
     assert set(silent[7:-1]) == {160}, "and goes on"

@@ -16,6 +16,7 @@ from core.encoder import FeedForward
 from core.rounding import GROUP, recovered_int4
 
 FEW, ROUND = 192, 64  # rows: more are multiplied in multiples of `ROUND`
+WHOLE = 16  # PyTorch packs weights of four bits for a multiple of so many numbers
 FEWEST = 6  # rows: so many wait for the weights rather than for products
 STRETCH = 128  # rows that are rounded at once, so that they stay in the cache meanwhile
 HIGHEST, MIDDLE = 127, 128
@@ -158,7 +159,7 @@ class FewRows(nn.Module):
         super().__init__()
         weight, self.out = weight.detach().float(), out
         self.bias = None if bias is None else bias.detach().float()
-        found = recovered_int4(weight)
+        found = recovered_int4(weight) if len(weight) % WHOLE == 0 else None
         self.is_half = found is not None
         if found is not None:
             integers, scales = found

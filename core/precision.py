@@ -18,6 +18,7 @@ from core.configuration import Wav2Vec2Config
 from core.encoder import Attention, FeedForward, PositionalConvEmbedding
 from core.extractor import ConvLayer
 from core.int8 import ByRows, FewForward, FewRows, Int8FeedForward, Int8Product, multiplied
+from core.rounding import GROUP
 from core.statistics import channel_norm
 from core.wav2vec2 import Wav2Vec2ForCTC
 
@@ -102,7 +103,12 @@ def make_product(
 def make_reader(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, out: torch.dtype | None = None) -> nn.Module:
     """As `make_product`, for what reads one row after another."""
     product = make_product(weight, bias, dtype, out=out)
-    return ByRows(product, FewRows(weight, bias, out or torch.float32)) if is_fast(torch.int8) else product
+    return ByRows(product, FewRows(weight, bias, out or torch.float32)) if are_read(weight) else product
+
+
+def are_read(*weights: Tensor) -> bool:
+    """Whether there is a way for few rows: PyTorch's needs columns in groups, which it does not check."""
+    return is_fast(torch.int8) and not any(weight.shape[1] % GROUP for weight in weights)
 
 
 def overlap(x: Tensor, kernel: int, stride: int, padding: int = 0) -> Tensor:
@@ -344,6 +350,7 @@ def pack_blocks(network: nn.Module, dtype: torch.dtype, reads: bool = False) -> 
             replaced[name] = PackedAttention(module, dtype, make_reader if reads else make_product)
         elif isinstance(module, FeedForward):
             many = Int8FeedForward(module) if dtype == torch.int8 else PackedFeedForward(module, dtype)
-            replaced[name] = ByRows(many, FewForward(module)) if reads and is_fast(torch.int8) else many
+            weights = module.intermediate_dense.weight, module.output_dense.weight
+            replaced[name] = ByRows(many, FewForward(module)) if reads and are_read(*weights) else many
     for name, module in replaced.items():
         network.set_submodule(name, module)

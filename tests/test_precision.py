@@ -89,6 +89,17 @@ def test_a_few_rows_are_multiplied_otherwise(n_rows: int, is_half: bool) -> None
     assert torch.equal(found, (reader.few if n_rows <= FEWEST else reader.many)(x))
 
 
+def test_weights_that_no_kernel_reads_are_multiplied_as_ever() -> None:
+    needs(torch.int8)
+    weight = torch.randn(GROUP, GROUP - 2)
+    assert isinstance(make_reader(weight, None, torch.int8), Int8Product)
+    odd = from_int4(*to_int4(torch.randn(7, GROUP)))  # no multiple of 16, which half a byte each needs
+    reader = make_reader(odd, None, torch.int8)
+    assert isinstance(reader, ByRows) and isinstance(reader.few, FewRows) and not reader.few.is_half
+    x = torch.randn(1, 3, GROUP)
+    assert (reader(x) - F.linear(x, odd)).norm() < 0.02 * F.linear(x, odd).norm()
+
+
 def test_integers_of_four_bits_are_found_again() -> None:
     torch.manual_seed(0)
     weight = torch.randn(40, 3 * GROUP)

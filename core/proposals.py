@@ -49,7 +49,7 @@ class Reach:
     rounds: int
 
 
-NEAR, FAR = Reach(0.0, 2, 2, 2), Reach(3.0, 3, 5, 6)  # of texts that a language model had its say in, and of others
+NEAR, FAR = Reach(0.0, 1, 2, 2), Reach(3.0, 3, 5, 6)  # of texts that a language model had its say in, and of others
 
 
 @dataclass(frozen=True, slots=True)

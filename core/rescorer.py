@@ -52,7 +52,7 @@ class RescorerConfig:
     max_length: int = 256  # pieces and their end; longer texts are read up to there
     n_prompt: int = 0  # what is always read before a text, as Whisper reads which language and task it is
     weight: float = 1.0  # of a text's log-probability beside the score that the search gave it
-    n_best: int = 20  # texts of the search that are read
+    n_best: int = 10  # texts of the search that are read
     is_proposing: bool = True  # texts that the search did not find (`core.proposals`)
     frames: float = 0.36  # weight of the frames' log-probability, where it proposes
     alone: float = 1.6  # in place of `weight` where it proposes without a language model

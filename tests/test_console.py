@@ -181,8 +181,9 @@ class Terminal:
         raise AssertionError(f"{word} is not on the screen:\n{self.text()}")
 
     def end(self) -> int:
+        until = time.monotonic() + PATIENCE_S
         while self.read():
-            pass
+            assert time.monotonic() < until, "Expected the program to end"
         return self.process.wait(PATIENCE_S)
 
 

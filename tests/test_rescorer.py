@@ -211,7 +211,7 @@ def test_packed_weights_read_nearly_the_same(dtype: torch.dtype) -> None:
     expected = make().score(heard, TEXTS)
     packed = make().fit(torch.device("cpu"), dtype)
     assert packed.head is not None
-    assert np.abs(np.subtract(packed.score(heard, TEXTS), expected)).max() < 0.02 * np.abs(expected).max()
+    assert np.abs(np.subtract(packed.score(heard, TEXTS), expected)).max() < 0.03 * np.abs(expected).max()
     plain = make().fit(torch.device("cpu"), torch.float32)
     assert plain.head is None and plain.score(heard, TEXTS) == expected
 

@@ -258,7 +258,7 @@ class BeamDecoder:
         if states is not None and rescorer is not None:
             if rescorer.config.is_proposing:
                 found = [text for _, text in sorted(texts, reverse=True)[: rescorer.config.n_best]]
-                priors = {beam[0]: beam[4] - beam[3] - self.excess(beam[0], weight) for beam in beams}
+                priors = {text: score - beam[3] for (score, text), beam in zip(texts, beams, strict=True)}
                 has_model = self.language_model is not None
                 proposals = Proposals(rescorer, self.alphabet, heard, states, self.prior, has_model, priors)
                 return align_words(log_probs, start_frame, proposals.best(found), self.alphabet)

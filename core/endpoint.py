@@ -137,6 +137,14 @@ def find_endpoint(
     return find_cut(within, config, committed) if n_stable >= config.max_length else None
 
 
+def find_silence(has_letter: NDArray[np.bool_], config: EndpointConfig) -> int:
+    """Rows before the first word that are let go of, as steps would in turn, where all letters are known."""
+    rows, n = has_letter.tobytes(), 0
+    while len(rows) >= n + config.before_speech and 1 not in rows[n : n + config.before_speech]:
+        n += config.before_speech - config.kept_silence
+    return n
+
+
 def find_cut(has_letter: NDArray[np.bool_], config: EndpointConfig, committed: int = 0) -> Endpoint:
     """Where to end a segment whose `max_length` rows have no pause."""
     n = config.max_length

@@ -30,6 +30,7 @@ from core.endpoint import (
     find_endpoint,
     find_lull,
     find_pause,
+    find_silence,
 )
 from core.ring_buffer import RingBuffer
 from core.search import AHEAD, Search
@@ -314,12 +315,8 @@ class Stream:
         return find_pause(has_letter, measure, rules, slack, self.n_committed_rows, self.pause_row)
 
     def silence(self, has_letter: NDArray[np.bool_]) -> int:
-        """Rows that are let go of, by what a final pass has heard where no step has: silence before the first word."""
-        rules, rows, n = self.config.endpoint, has_letter.tobytes(), 0
-        if self.only_ends and not self.committed:
-            while len(rows) >= n + rules.before_speech and 1 not in rows[n : n + rules.before_speech]:
-                n += rules.before_speech - rules.kept_silence
-        return n
+        """`find_silence`, by what a final pass has heard where no step has."""
+        return find_silence(has_letter, self.config.endpoint) if self.only_ends and not self.committed else 0
 
     def cut(self, task: Pass, has_letter: NDArray[np.bool_]) -> int | None:
         """The frame before which the segment ends, by what its final pass has heard.

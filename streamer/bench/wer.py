@@ -149,12 +149,11 @@ def measure(systems: Mapping[str, Loaded | Apart], task: Task) -> list[SystemRep
     hypotheses: dict[str, dict[str, list[Hypothesis]]] = {name: {} for name in systems}
     cpu_s, wall_s = dict.fromkeys(systems, 0.0), dict.fromkeys(systems, 0.0)
     for label, utterance in heard_utterances(task):
-        reference = normalise(utterance.transcript)
+        reference, duration_s = normalise(utterance.transcript), len(utterance.samples) / SAMPLE_RATE
         for name, system in systems.items():
             heard = system.hear(utterance.samples)
             cpu_s[name], wall_s[name] = cpu_s[name] + heard.cpu_s, wall_s[name] + heard.wall_s
             errors = word_errors(reference.split(), normalise(heard.text).split())
-            duration_s = len(utterance.samples) / SAMPLE_RATE
             of_set = hypotheses[name].setdefault(label, [])
             of_set.append(Hypothesis(utterance.path, duration_s, reference, heard.text, errors))
     reports = []

@@ -189,6 +189,8 @@ def sinusoids(positions: Tensor, hidden_size: int) -> Tensor:
 class Encoder(nn.Module):
     """Positional convolution and the transformer blocks."""
 
+    rounded_up: Callable[[int], int] | None = None  # rows for so many frames, where a processor wants them in blocks
+
     def __init__(self, config: Wav2Vec2Config) -> None:
         super().__init__()
         self.is_stable = config.do_stable_layer_norm
@@ -220,8 +222,14 @@ class Encoder(nn.Module):
         self, hidden: Tensor, frame_mask: Tensor | None = None, want_weights: bool = False
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """What the first block is given, then what each makes of it with its attention weights, the last normalised."""
+        n = hidden.shape[1]
+        if self.rounded_up is not None and frame_mask is None and not want_weights:
+            hidden = F.pad(hidden, (0, 0, 0, self.rounded_up(n) - n))
+            frame_mask = (
+                None if hidden.shape[1] == n else (torch.arange(hidden.shape[1], device=hidden.device) < n)[None]
+            )
         hidden = trunk = self.begin(hidden, frame_mask)
-        yield hidden, None
+        yield hidden[:, :n], None
         attention_mask = None if frame_mask is None else frame_mask[:, None, None, :]
         for i, layer in enumerate(self.layers):
             weight = None
@@ -231,7 +239,7 @@ class Encoder(nn.Module):
                 hidden, weight = layer(hidden, attention_mask, want_weights)
             if self.is_stable and i + 1 == len(self.layers):
                 hidden = self.layer_norm(hidden)
-            yield hidden, weight
+            yield hidden[:, :n], weight
 
     def begin(self, hidden: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """What the first block is given."""

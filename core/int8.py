@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from core.encoder import FeedForward
 from core.rounding import GROUP, recovered_int4
 
+TILE = 16  # rows: more are multiplied in multiples of so many, as tiles in hardware have them
 FEW, ROUND = 192, 64  # rows: more are multiplied in multiples of `ROUND`
 WHOLE = 16  # PyTorch packs weights of four bits for a multiple of so many numbers
 FEWEST = 6  # rows: so many wait for the weights rather than for products
@@ -31,7 +32,7 @@ def multiplied(n: int) -> int:
     oneDNN writes a kernel for each new number of rows, which takes several times as long as a product by it, and keeps
     some hundred. A segment's final pass may have any.
     """
-    return n if n <= FEW else n + -n % ROUND
+    return n if n <= TILE else n + -n % (TILE if n <= FEW else ROUND)
 
 
 def room_for(x: Tensor) -> Tensor:

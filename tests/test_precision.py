@@ -22,12 +22,12 @@ from core.int8 import (
     FEWEST,
     HIGHEST,
     MIDDLE,
-    ROUND,
     STRETCH,
     ByRows,
     FewRows,
     Int8FeedForward,
     Int8Product,
+    multiplied,
     rounded_each,
     rounded_together,
 )
@@ -160,7 +160,7 @@ def test_rounding_to_unsigned_integers(n: int, after_gelu: bool) -> None:
     x = torch.randn(n, 40) * torch.logspace(-3, 3, n)[:, None]
     x = F.gelu(x) if after_gelu else x
     integers, scales, zero = rounded_each(x, after_gelu)
-    assert integers.dtype == torch.uint8 and len(integers) >= n and len(integers) % (ROUND if n > FEW else n) == 0
+    assert integers.dtype == torch.uint8 and len(integers) >= n and len(integers) == multiplied(n)
     errors = ((integers[:n].float() - zero) * scales - x).abs()
     assert (errors <= 0.501 * scales).all()
     if not after_gelu:  # every row uses all of the integers
@@ -175,6 +175,25 @@ def test_long_windows_have_few_numbers_of_rows(shape: tuple[int, int], n: int) -
     rows = rounded_up(x, torch.bfloat16)
     assert rows.shape == (shape[0], n, 5) and rows.dtype == torch.bfloat16
     assert torch.equal(rows[:, : shape[1]], x.bfloat16()) and not rows[:, shape[1] :].any()
+
+
+@pytest.mark.parametrize("shape", ["base", "branch"])
+def test_rows_behind_a_window_change_nothing(shape: str) -> None:
+    torch.manual_seed(0)
+    model = Wav2Vec2ForCTC(SHAPES[shape]).eval()
+    for n in (3, 40, 64):
+        waves = torch.randn(2, model.config.hop * n + model.config.receptive_field)
+        model.wav2vec2.encoder.rounded_up = None
+        expected = model.log_probs_and_states(waves, 1)
+        model.wav2vec2.encoder.rounded_up = lambda n: n + -n % 64
+        for found, plain in zip(model.log_probs_and_states(waves, 1), expected, strict=True):
+            assert found.shape == plain.shape
+            torch.testing.assert_close(found, plain)
+
+
+@pytest.mark.parametrize(("n", "rows"), [(5, 5), (16, 16), (17, 32), (192, 192), (193, 256)])
+def test_numbers_of_rows_are_few(n: int, rows: int) -> None:
+    assert multiplied(n) == rows
 
 
 def test_overlapping_rows_are_those_of_a_convolution() -> None:

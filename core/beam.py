@@ -94,7 +94,7 @@ class Search:
     least: float  # log-probability below which a token is not tried
 
 
-WHOLE, DRAFT = Search(150, 16, -8), Search(75, 12, -7)  # partials are decoded often
+WHOLE, DRAFT = Search(150, 12, -7), Search(75, 12, -7)  # partials are decoded often
 
 
 def read_attributes(path: Path) -> dict[str, Any]:

@@ -73,7 +73,9 @@ class Emitter:
             stream.is_still = value is not None
             if task.cut is not None:
                 stream.states = None
-            if value is not None:
+            if task.cut is not None and stream.heard is not None and stream.heard.is_of(task):
+                results[i], stream.states = stream.heard.log_probs, stream.heard.states
+            elif value is not None:
                 results[i] = self.still(value, n)
                 stream.remember(task, Memory())
             elif (slot := self.slot(stream, task)) is not None:

@@ -23,7 +23,7 @@ from core.seam import FEW
 from core.stitcher import Emission, Joint, LogProbs, StitchedFrames, stitch_all
 from core.stream import Stream
 from core.transcript import Event, Transcript, Word, make_transcript, make_words
-from core.windows import Pass, StreamConfig
+from core.windows import Heard, Pass, StreamConfig
 
 STEADY_AGE = 18  # stable frames after a word, for it to be shown where partials are steady
 SETTLE = 120  # stable frames that are decoded again at each step, where what follows may change the words before
@@ -312,6 +312,8 @@ class Engine(Emitter):
             return []
         cut = stream.cut(task, has_letter)
         if cut is None:
+            if not task.is_pause:
+                stream.heard = Heard(task.start_sample, task.end_sample, log_probs, stream.states)
             return []
         if task.is_barrier:
             stream.barriers.popleft()

@@ -40,7 +40,7 @@ from core.statistics import Statistics
 from core.stitcher import LogProbs, empty
 from core.tail import Memory
 from core.transcript import Gap, Word
-from core.windows import Pass, StreamConfig
+from core.windows import Heard, Pass, StreamConfig
 
 Told = tuple[list[WordSpan], tuple[Word, ...], int]  # spans, the words of all but the last, and how many are committed
 
@@ -106,6 +106,7 @@ class Stream:
         self.memory = Memory()  # of the last step that could end the segment
         self.shown_memory = Memory()  # of the last step
         self.states: Features | None = None  # of the final pass that has just been run, where the decoder reads them
+        self.heard: Heard | None = None  # by a final pass that asked a shorter one, which may find no end
         self.is_still = False  # nothing moved in the last window, and no model was run for it
 
     @property
@@ -227,13 +228,13 @@ class Stream:
             is_silent: silence has been let go of.
         """
         frames, config = self.frames.since(frame), self.config
+        self.heard = None
         self.processed_frame = self.n_processed // HOP
         is_ahead = self.shown.stable_frame > self.frames.stable_frame
         # The next window ends here: rows beyond would have nothing to replace them.
         self.frames = frames.until(frames.n_stable + config.hop + config.right)
         self.shown = self.shown.since(frame) if is_ahead else self.frames
-        self.committed = self.settled = ()
-        self.reviews = ()
+        self.committed = self.settled = self.reviews = ()
         self.reviewed_frame = self.pause_frame = self.settled_frame = frame
         self.told = ([], (), 0)
         self.settled_words, self.settled_text, self.settled_end = (), (), 0

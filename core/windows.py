@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from core.audio import HOP, SAMPLE_RATE
 from core.endpoint import EndpointConfig
-from core.stitcher import MARGIN
+from core.stitcher import MARGIN, LogProbs
 
 OFTENEST = 50  # frames between two reviews
 LATENCIES = ("low", "balanced", "accurate")
@@ -98,3 +101,16 @@ class Pass:
     is_pause: bool = False  # a final pass that ends the segment only if it finds the pause, too
     is_review: bool = False  # as a final pass, but the segment goes on
     only_shows: bool = False  # a step between those that can end the segment
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Heard:
+    """What the model made of samples [start, end) of a stream: of a pass that may be asked for again."""
+
+    start_sample: int
+    end_sample: int
+    log_probs: LogProbs
+    states: NDArray[np.float32] | None  # (frame, hidden) that the decoder reads
+
+    def is_of(self, task: Pass) -> bool:
+        return (task.start_sample, task.end_sample) == (self.start_sample, self.end_sample)

@@ -618,3 +618,24 @@ def test_steps_left_out_save_half_of_the_windows() -> None:
             engine.drain(stream)
         counts.append(len(model.lengths))
     assert counts[1] <= 0.55 * counts[0]
+
+
+def test_what_the_whole_has_heard_is_not_asked_again() -> None:
+    """The longest pass misses a letter, and so hears a pause; the pass that should end there hears the letter."""
+    parts = [plant(text, tail=n) for text, n in (("ONE TWO ", 28), ("X ", 28), ("THREE FOUR", 10))]
+    samples = np.concatenate([part[: len(part) // HOP * HOP] for part in parts])
+    x = len(parts[0]) // HOP
+    windows: list[int] = []
+
+    class Deaf(PlantedModel):
+        def read(self, window: np.ndarray) -> np.ndarray:
+            windows.append(len(window))
+            if len(window) == len(samples):
+                window = window.copy()
+                window[HOP * x : HOP * (x + 1)] = 0
+            return super().read(window)
+
+    events = run(Engine(Deaf()), samples, StreamConfig.preset("balanced"), [])
+    assert said(events) == "ONE TWO THREE FOUR"  # by the longest pass, after all
+    assert windows.count(len(samples)) == 1
+    assert any(HOP * x < n < len(samples) for n in windows[windows.index(len(samples)) :])

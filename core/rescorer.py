@@ -139,6 +139,7 @@ class Rescorer(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config.block) for _ in range(config.num_hidden_layers))
         self.layer_norm = nn.LayerNorm(d)
         self.head: nn.Module | None = None  # the embedding again, packed
+        self.kv_proj: nn.Module | None = None  # those of all blocks as one, packed
 
     def batch(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """What is read and what it should say, (text, piece) ids each; the latter −100 behind a text's end."""
@@ -180,6 +181,14 @@ class Rescorer(nn.Module):
         x = self.layer_norm(x)
         return F.linear(x, self.embedding.weight) if self.head is None else torch.as_tensor(self.head(x))
 
+    def project(self, states: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values (batch, head, frame, D / n_heads) of each block, given (batch, frame, D)."""
+        if self.kv_proj is None:
+            return [layer.cross_attention.project(states) for layer in self.blocks()]
+        B, T, _ = states.shape
+        rows = self.kv_proj(states).view(B, T, len(self.layers), 2, self.config.num_attention_heads, -1)
+        return [(k, v) for k, v in rows.permute(2, 3, 0, 4, 1, 5).contiguous()]
+
     def score(self, states: NDArray[np.float32], texts: Sequence[str]) -> list[float]:
         """Natural log-probability of each text, given the (n_frames, hidden) states of the encoder."""
         if not texts or not len(states):
@@ -202,11 +211,14 @@ class Rescorer(nn.Module):
             return self
         self.head = make_product(self.embedding.weight, None, dtype, out=torch.float32)
         pack_blocks(self, dtype, reads=True)
-        for layer in self.blocks():
-            cross = layer.cross_attention
-            for name, make in (("q_proj", make_reader), ("kv_proj", make_product), ("out_proj", make_reader)):
+        crosses = [layer.cross_attention for layer in self.blocks()]
+        weight, bias = (torch.cat([getattr(cross.kv_proj, name) for cross in crosses]) for name in ("weight", "bias"))
+        self.kv_proj = make_product(weight, bias, dtype, out=narrow(dtype))
+        for cross in crosses:
+            for name in ("q_proj", "out_proj"):
                 linear = getattr(cross, name)
-                setattr(cross, name, make(linear.weight, linear.bias, dtype, out=narrow(dtype)))
+                setattr(cross, name, make_reader(linear.weight, linear.bias, dtype, out=narrow(dtype)))
+            del cross.kv_proj
         return self
 
     def save(self, directory: Path, is_rough: bool = True, rounded: Mapping[str, Tensor] | None = None) -> None:
@@ -268,8 +280,7 @@ class Reading:
         device, dtype = rescorer.positions.device, rescorer.positions.dtype
         with torch.inference_mode():
             heard = rescorer.state_norm(torch.from_numpy(states)[None].to(device, dtype))
-            projected = (layer.cross_attention.project(heard) for layer in rescorer.blocks())
-            self.heard = [(k.contiguous(), v.contiguous()) for k, v in projected]
+            self.heard = [(k.contiguous(), v.contiguous()) for k, v in rescorer.project(heard)]
 
     @property
     def log_probs(self) -> NDArray[np.float32]:

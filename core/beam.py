@@ -90,11 +90,11 @@ class Search:
     """How far a decoder looks."""
 
     width: int  # hypotheses kept
-    pruned: float  # how much worse than the best one may be
-    least: float  # log-probability below which a token is not tried
+    pruned: float = 12  # how much worse than the best one may be
+    least: float = -7  # log-probability below which a token is not tried
 
 
-WHOLE, DRAFT = Search(150, 12, -7), Search(75, 12, -7)  # partials are decoded often
+WHOLE, DRAFT = Search(150), Search(75)  # partials are decoded often
 
 
 def read_attributes(path: Path) -> dict[str, Any]:

@@ -189,7 +189,7 @@ def sinusoids(positions: Tensor, hidden_size: int) -> Tensor:
 class Encoder(nn.Module):
     """Positional convolution and the transformer blocks."""
 
-    rounded_up: Callable[[int], int] | None = None  # rows for so many frames, where a processor wants them in blocks
+    n_rows: Callable[[int], int] | None = None  # for so many frames, where a processor is faster with some numbers
 
     def __init__(self, config: Wav2Vec2Config) -> None:
         super().__init__()
@@ -223,11 +223,9 @@ class Encoder(nn.Module):
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """What the first block is given, then what each makes of it with its attention weights, the last normalised."""
         n = hidden.shape[1]
-        if self.rounded_up is not None and frame_mask is None and not want_weights:
-            hidden = F.pad(hidden, (0, 0, 0, self.rounded_up(n) - n))
-            frame_mask = (
-                None if hidden.shape[1] == n else (torch.arange(hidden.shape[1], device=hidden.device) < n)[None]
-            )
+        if self.n_rows is not None and frame_mask is None and not want_weights and (surplus := self.n_rows(n) - n):
+            frame_mask = F.pad(hidden.new_ones(1, n, dtype=torch.bool), (0, surplus))
+            hidden = F.pad(hidden, (0, 0, 0, surplus))
         hidden = trunk = self.begin(hidden, frame_mask)
         yield hidden[:, :n], None
         attention_mask = None if frame_mask is None else frame_mask[:, None, None, :]

@@ -336,7 +336,7 @@ def pack(model: Wav2Vec2ForCTC, dtype: torch.dtype) -> Wav2Vec2ForCTC:
         network.set_submodule(name, module)
     pack_blocks(network.encoder, dtype)
     if dtype == torch.bfloat16 and has("amx_bf16"):
-        network.encoder.rounded_up = multiplied  # attention, too, is faster over whole tiles
+        network.encoder.n_rows = multiplied  # attention, too, is faster over whole tiles
     return model
 
 

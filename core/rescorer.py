@@ -182,9 +182,10 @@ class Rescorer(nn.Module):
         return F.linear(x, self.embedding.weight) if self.head is None else torch.as_tensor(self.head(x))
 
     def project(self, states: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values (batch, head, frame, D / n_heads) of each block, given (batch, frame, D)."""
+        """Keys and values (batch, head, frame, D / n_heads) of each block, for reading; `states` (batch, frame, D)."""
         if self.kv_proj is None:
-            return [layer.cross_attention.project(states) for layer in self.blocks()]
+            projected = (layer.cross_attention.project(states) for layer in self.blocks())
+            return [(k.contiguous(), v.contiguous()) for k, v in projected]
         B, T, _ = states.shape
         rows = self.kv_proj(states).view(B, T, len(self.layers), 2, self.config.num_attention_heads, -1)
         return [(k, v) for k, v in rows.permute(2, 3, 0, 4, 1, 5).contiguous()]
@@ -280,7 +281,7 @@ class Reading:
         device, dtype = rescorer.positions.device, rescorer.positions.dtype
         with torch.inference_mode():
             heard = rescorer.state_norm(torch.from_numpy(states)[None].to(device, dtype))
-            self.heard = [(k.contiguous(), v.contiguous()) for k, v in rescorer.project(heard)]
+            self.heard = rescorer.project(heard)
 
     @property
     def log_probs(self) -> NDArray[np.float32]:

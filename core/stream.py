@@ -40,7 +40,7 @@ from core.statistics import Statistics
 from core.stitcher import LogProbs, empty
 from core.tail import Memory
 from core.transcript import Gap, Word
-from core.windows import Heard, Pass, StreamConfig
+from core.windows import Heard, Pass, StreamConfig, hops_to_endpoint
 
 Told = tuple[list[WordSpan], tuple[Word, ...], int]  # spans, the words of all but the last, and how many are committed
 
@@ -389,13 +389,3 @@ class Stream:
         ):
             return None
         return Pass(self.context_start, n_samples_for(frames.end_frame), frames.end_frame, is_review=True)
-
-
-def hops_to_endpoint(lull: Lull, n_stable: int, config: StreamConfig) -> int:
-    """Steps until the segment can end: the pause that ends it has yet to last."""
-    rules = config.endpoint
-    if lull.first < rules.before_speech:
-        wait = min(rules.after_speech + rules.slack - lull.run, rules.max_length - n_stable)
-    else:
-        wait = rules.before_speech - n_stable
-    return max(1, min(-(-wait // config.hop), config.most_hops))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.audio import HOP, SAMPLE_RATE
-from core.endpoint import EndpointConfig
+from core.endpoint import EndpointConfig, Lull
 from core.stitcher import MARGIN, LogProbs
 
 OFTENEST = 50  # frames between two reviews
@@ -114,3 +114,13 @@ class Heard:
 
     def is_of(self, task: Pass) -> bool:
         return (task.start_sample, task.end_sample) == (self.start_sample, self.end_sample)
+
+
+def hops_to_endpoint(lull: Lull, n_stable: int, config: StreamConfig) -> int:
+    """Steps until the segment can end: the pause that ends it has yet to last."""
+    rules = config.endpoint
+    if lull.first < rules.before_speech:
+        wait = min(rules.after_speech + rules.slack - lull.run, rules.max_length - n_stable)
+    else:
+        wait = rules.before_speech - n_stable
+    return max(1, min(-(-wait // config.hop), config.most_hops))

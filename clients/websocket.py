@@ -27,6 +27,7 @@ BUFFER_S = 60.0  # audio kept for a resume; `send` waits when it is full
 OPEN_S = 10.0  # for a connection and its first message
 RETRY_S = 60.0  # after a connection broke
 ALIVE_S = 15.0  # without audio, such as a pause: the server hears that somebody is still there
+ASK_S = 1.0  # the same, with audio unacknowledged: the server is asked what it has
 FINAL_CODES = (1003, 1007, 1008, 1009, 1011, 1013, 4001)  # closes that a reconnect would only repeat
 
 
@@ -280,7 +281,8 @@ class StreamClient:
             else:
                 self.wake.clear()
                 try:
-                    async with asyncio.timeout(None if self.has_sent_end else ALIVE_S):
+                    quiet_s = ALIVE_S if self.acked == self.total else ASK_S
+                    async with asyncio.timeout(None if self.has_sent_end else quiet_s):
                         await self.wake.wait()
                 except TimeoutError:
                     await connection.send(b"")

@@ -75,7 +75,7 @@ class Session:
     # The client's side
 
     def receive_bytes(self, data: bytes) -> list[Item]:
-        """Audio of any length. Returns what the scheduler shall do."""
+        """Audio of any length; none asks what has been accepted. Returns what the scheduler shall do."""
         if self.is_ended:
             self.error("after_end", "audio after end is not transcribed; start a new session")
             return []
@@ -84,7 +84,7 @@ class Session:
             self.say(native.event_message(gap, False))
             self.error("bad_samples", gap.reason)
         self.n_pushed += len(samples)
-        self.acknowledge()
+        self.acknowledge(is_asked=not data)
         self.watch_lag()
         items: list[Item] = [samples] if len(samples) else []
         if self.intake.accepted_s >= self.limits.audio_s:
@@ -228,8 +228,9 @@ class Session:
         """Seconds that the text is late, and whether partials come at wider steps than asked for."""
         self.say({"type": "lag", "lag_s": round(self.told_lag_s, 3), "widened": self.is_widened}, "lag")
 
-    def acknowledge(self) -> None:
-        if self.start.acks and self.intake.accepted_s >= self.acked_s + self.limits.ack_s:
+    def acknowledge(self, is_asked: bool) -> None:
+        new_s = self.intake.accepted_s - self.acked_s
+        if self.start.acks and (new_s >= self.limits.ack_s or (is_asked and new_s > 0)):
             self.say({"type": "ack"}, "ack")
 
     # Messages out

@@ -278,6 +278,16 @@ def test_a_server_that_stops_gives_its_last_words() -> None:
     assert finals == ["GIVE ME THE"]
 
 
+def test_audio_that_is_answered_by_nothing_is_acknowledged() -> None:
+    """Silence, less of it than the server acknowledges unasked."""
+
+    def work(live: RemoteStream, server: Serving, relay: Relay, loop: asyncio.AbstractEventLoop) -> None:
+        live.push(np.zeros(8_000, np.float32))
+        until(lambda: live.lag_s() == 0)
+
+    with_server(work, Limits())
+
+
 def test_a_server_that_has_gone_is_shown_and_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamer.connect.LOST_S", 1.2)
     took: list[float] = []
@@ -302,6 +312,7 @@ def test_a_server_that_has_gone_is_shown_and_not_waited_for(monkeypatch: pytest.
 def test_a_pause_does_not_end_a_server_s_session(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server gives up after so much time without a message; a client that has no audio still says something."""
     monkeypatch.setattr("clients.websocket.ALIVE_S", 0.1)
+    monkeypatch.setattr("clients.websocket.ASK_S", 0.1)
     finals: list[str] = []
 
     def work(live: RemoteStream, server: Serving, relay: Relay, loop: asyncio.AbstractEventLoop) -> None:

@@ -218,6 +218,10 @@ def test_acks_where_asked_for() -> None:
             session.deliver([Progress(session.n_pushed)])
     assert said(quiet) == []
     assert [(message["type"], message["audio_s"]) for message in said(acked)] == [("ack", 2.0)]
+    for session in (quiet, acked, acked):  # an empty message asks, and is answered where there is something new
+        session.receive_bytes(b"")
+    assert said(quiet) == []
+    assert [(message["type"], message["audio_s"]) for message in said(acked)] == [("ack", 2.5)]
 
 
 def test_resume_repeats_what_was_missed_and_says_what_was_accepted() -> None:

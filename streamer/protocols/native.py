@@ -1,9 +1,9 @@
 """The native protocol of `/v1/stream`: the shapes of its JSON messages, no state.
 
 Client to server: `start`, `resume`, `flush`, `end`, and binary audio. Server to client: `ready`, `partial`,
-`final`, `gap`, `lag`, `flushed`, `end`, `error`, and `ack` where `start` asked for `acks`. Every server message
-also carries `seq`, which grows, and `audio_s`, the seconds of audio accepted so far (the acknowledgement); with
-`split`, what belongs to one channel carries `channel`, from 0.
+`final`, `gap`, `lag`, `flushed`, `end`, `error`, and `ack` where `start` asked for `acks`: each second of audio, and
+in answer to an empty binary message. Every server message also carries `seq`, which grows, and `audio_s`, the seconds
+of audio accepted so far (the acknowledgement); with `split`, what belongs to one channel carries `channel`, from 0.
 """
 
 from __future__ import annotations

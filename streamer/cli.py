@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from streamer import __version__
 from streamer.log import FORMATS, LEVELS, log_to_stderr
 
-# Final passes are of any length, and PyTorch keeps what it prepared for each, up to a gigabyte. 64 are as fast.
-KEPT_KERNELS = "64"
+# Final passes are of any length, and PyTorch keeps what it prepared for each, up to a gigabyte. 256 are as fast; with
+# 64, a fifth of all time goes into making them again.
+KEPT_KERNELS = "256"
 MOST_MS = 60_000
 
 HELP = """\
